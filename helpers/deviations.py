@@ -1,0 +1,144 @@
+"""Known deviations of kernels from their manual, or from what later kernels do.
+
+A case marked ``@pytest.mark.deviation(ID)`` asserts the right behaviour. Where the kernel
+lies in the range and the probe sees exactly the known fault, the case becomes a strict
+expected failure with the verdict *deviates*; anywhere else it must pass, so a new fault,
+or an old one outside its range, fails. Stable trees backport, so the range says only where
+the fault is excusable and the probe decides whether it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from helpers import libc, memory, process
+from helpers.libc import PAGE
+from helpers.observe import maps, status
+
+Version = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One known fault. ``since`` ≤ kernel < ``until`` (None: not mended yet)."""
+
+    id: str
+    seen: str
+    right: str
+    since: Version
+    until: Version | None
+    source: str
+    probe: Callable[[], bool]
+    mended: str = ""
+
+    def covers(self, version: Version) -> bool:
+        """The fault is excusable on this kernel version."""
+        return self.since <= version and (self.until is None or version < self.until)
+
+    @property
+    def range(self) -> str:
+        """``5.10 to 7.2`` or ``5.10 on``."""
+        first = ".".join(map(str, self.since[:2]))
+        if self.until is None:
+            return f"{first} on"
+        return f"{first} to before {'.'.join(map(str, self.until))}"
+
+    def __str__(self) -> str:
+        mended = f"; your kernel may lack {self.mended}" if self.mended else ""
+        return f"{self.id}: {self.seen}; right: {self.right} ({self.range}, {self.source}{mended})"
+
+
+def _wrapping_length() -> bool:
+    with memory.mapping("private", 2) as two:
+        before = status.vmlck_kb()
+        return (
+            libc.outcome(libc.mlock, two.addr, libc.SIZE_MAX) == "ok"
+            and libc.outcome(libc.munlock, two.addr, libc.SIZE_MAX) == "ok"
+            and status.vmlck_kb() == before
+        )
+
+
+def _dontunmap(pages: int, moved: int) -> tuple[int, int] | None:
+    """(VmLck change in pages, locked pages left in the source) after a move, or None."""
+    with memory.mapping("private", pages) as source:
+        source.touch()
+        libc.mlock(source.addr, source.size)
+        how = libc.MREMAP_MAYMOVE | libc.MREMAP_DONTUNMAP
+        before = status.vmlck_pages()
+        try:
+            target = libc.mremap(source.addr, moved * PAGE, moved * PAGE, how)
+        except OSError:
+            return None
+        change = status.vmlck_pages() - before
+        left = sum(v.kb for v in maps.smaps(low=source.addr, high=source.end) if v.locked)
+        libc.munmap(target, moved * PAGE)
+        return change, left // libc.PAGE_KB
+
+
+def _dontunmap_leaks() -> bool:
+    return _dontunmap(4, 4) == (4, 0)
+
+
+def _dontunmap_strips() -> bool:
+    found = _dontunmap(4, 2)
+    return found is not None and found[1] == 0
+
+
+def _huge_lock_overflows() -> bool:
+    # 2^32 pages: the page count wraps to 0 in an int.
+    size = (1 << 32) * PAGE
+    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+    try:
+        addr = libc.mmap(0, size, libc.PROT_NONE, how)
+    except OSError:
+        return False
+    before = status.vmlck_kb()
+    return (
+        libc.outcome(libc.mlock2, addr, size, libc.MLOCK_ONFAULT) == "ok"
+        and status.vmlck_kb() == before
+    )
+
+
+KNOWN = {
+    d.id: d
+    for d in (
+        Deviation(
+            "wrapping-length",
+            "mlock, mlock2 and munlock of (addr, SIZE_MAX) return 0 and lock nothing",
+            "EINVAL: addr + len overflows",
+            (2, 6, 0), None, "mlock(2) ERRORS; PAGE_ALIGN in mm/mlock.c do_mlock",
+            _wrapping_length,
+        ),
+        Deviation(
+            "dontunmap-leaks-vmlck",
+            "mremap(MREMAP_DONTUNMAP) of a locked mapping counts its pages in VmLck twice, "
+            "for good",
+            "VmLck unchanged: the source loses its lock as the target gains it",
+            (6, 13, 0), (7, 2, 13), "mm/mremap.c move_vma", _dontunmap_leaks,
+            "the order of dontunmap_complete and vrm_stat_account (in 7.2.13, 7.3.4)",
+        ),
+        Deviation(
+            "dontunmap-strips-lock",
+            "MREMAP_DONTUNMAP of part of a locked VMA unlocks the rest of it too",
+            "only the moved part of the source loses its lock",
+            (5, 7, 0), (7, 2, 13), "mm/mremap.c dontunmap_complete", _dontunmap_strips,
+            "the split before VM_LOCKED_CLEAR_MASK (in 6.1.192, 7.2.13, 7.3.4)",
+        ),
+        Deviation(
+            "huge-lock-overflows",
+            "locking 2^32 pages at once (PROT_NONE, on-fault) leaves VmLck as it was",
+            "VmLck grows by 2^32 pages",
+            (2, 6, 0), (7, 3, 0), "int nr_pages in mm/mlock.c mlock_fixup",
+            _huge_lock_overflows, "long nr_pages in mlock_fixup (in 7.3.4)",
+        ),
+    )
+}  # fmt: skip
+
+
+def present(deviation: Deviation) -> bool:
+    """The probe, run in a child, sees exactly this fault on the running kernel."""
+    try:
+        return process.run(deviation.probe)
+    except (process.ChildError, OSError):
+        return False

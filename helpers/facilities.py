@@ -1,0 +1,308 @@
+"""What this machine offers, each found out by doing it once, outside any case.
+
+A probe never exercises the behaviour under test: whether locking is allowed is read from
+capability sets and limits, not tried with mlock, so that a kernel whose mlock fails is
+reported as failing and not as unsuitable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import libc, memory, privilege, process
+from helpers.libc import PAGE
+from helpers.observe import maps, mincore, pagemap, status
+
+
+@dataclass(frozen=True)
+class Facility:
+    """One answer: there, or why not (constant words), what was seen, and how to get it."""
+
+    name: str
+    available: bool
+    reason: str = ""
+    detail: str = ""
+    remedy: str = ""
+
+
+class Unavailable(Exception):
+    """Raised by a probe: ``reason`` (constant), ``detail`` (what was seen), ``remedy``."""
+
+    def __init__(self, reason: str, detail: str = "", remedy: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail, self.remedy = reason, detail, remedy
+
+
+ROOT = "run as root (in a container: --privileged)"
+
+
+def _lock_calls() -> None:
+    # Each call with arguments that every kernel refuses as EINVAL before it looks at limits
+    # or rights, so another answer comes from a filter in front of the kernel. Only a process
+    # under seccomp is asked: without a filter the calls themselves are what we test.
+    if status.fields().get("Seccomp", "0") == "0":
+        return
+    for name, args in (
+        ("mlock2", (0, 0, -1)),
+        ("mlockall", (0,)),
+        ("munlock", (-PAGE, 1)),
+    ):
+        seen = libc.outcome(libc.syscall, name, *args)
+        if seen in {"EPERM", "ENOSYS", "EACCES"}:
+            raise Unavailable(
+                "the mlock family is answered by a seccomp filter",
+                f"{name}{args}: {seen}",
+                "allow mlock, mlock2, munlock, mlockall, munlockall in the seccomp profile "
+                "(podman, docker: --security-opt seccomp=unconfined)",
+            )
+
+
+def _pfn() -> None:
+    with memory.mapping("private", 1) as page:
+        page.touch()
+        if not pagemap.pfns(page.addr, 1)[0]:
+            raise Unavailable("PFNs in /proc/self/pagemap read 0", "", f"{ROOT}: CAP_SYS_ADMIN")
+
+
+def _page_file(reader: Callable[[list[int]], list[int]], path: str) -> None:
+    with memory.mapping("private", 1) as page:
+        page.touch()
+        numbers = pagemap.pfns(page.addr, 1)
+        if not numbers[0]:
+            raise Unavailable("PFNs in /proc/self/pagemap read 0", "", f"{ROOT}: CAP_SYS_ADMIN")
+        try:
+            reader(numbers)
+        except FileNotFoundError:
+            raise Unavailable(
+                f"no {path}", "", "a kernel with CONFIG_PROC_PAGE_MONITOR=y"
+            ) from None
+        except OSError as error:
+            raise Unavailable(f"{path} is not readable", str(error.strerror), ROOT) from None
+
+
+def _kpageflags() -> None:
+    _page_file(pagemap.flags, "/proc/kpageflags")
+
+
+def _kpagecount() -> None:
+    _page_file(pagemap.counts, "/proc/kpagecount")
+
+
+def _other_user() -> None:
+    if os.geteuid() != 0:
+        # As an ordinary user we are already somebody else than root.
+        return
+    try:
+        process.run(privilege.become)
+    except OSError as error:
+        raise Unavailable(
+            "another user's ids cannot be taken", str(error), f"{ROOT}: CAP_SETUID, CAP_SETGID"
+        ) from None
+
+
+def _user_namespace() -> None:
+    try:
+        process.run(privilege.enter_user_namespace)
+    except OSError as error:
+        raise Unavailable(
+            "a user namespace cannot be made", str(error),
+            "sysctl user.max_user_namespaces > 0, no chroot, no seccomp filter on unshare(2) "
+            "(podman, docker: --privileged)",
+        ) from None  # fmt: skip
+
+
+def _madvise(advice: int, name: str, since: str) -> None:
+    with memory.mapping("private", 1) as page:
+        page.touch()
+        try:
+            libc.madvise(page.addr, PAGE, advice)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise Unavailable(f"no {name}", str(error), f"a kernel from {since} on") from None
+
+
+def _populate() -> None:
+    _madvise(libc.MADV_POPULATE_WRITE, "MADV_POPULATE_WRITE", "5.14")
+
+
+def _dontneed_locked() -> None:
+    _madvise(libc.MADV_DONTNEED_LOCKED, "MADV_DONTNEED_LOCKED", "5.18")
+
+
+def _guard() -> None:
+    _madvise(libc.MADV_GUARD_INSTALL, "MADV_GUARD_INSTALL", "6.13")
+
+
+def _pageout() -> None:
+    _madvise(libc.MADV_COLD, "MADV_COLD and MADV_PAGEOUT", "5.4")
+
+
+def _missing_call(name: str, error: OSError, since: str) -> Unavailable:
+    if error.errno in {errno.ENOSYS, errno.EPERM} and status.fields().get("Seccomp") == "2":
+        return Unavailable(
+            f"{name} is not available", f"{error} (under a seccomp filter)",
+            f"a kernel from {since} on, and a seccomp profile that lets {name} through "
+            "(podman, docker: --privileged)",
+        )  # fmt: skip
+    return Unavailable(f"{name} is not available", str(error), f"a kernel from {since} on")
+
+
+def _mseal() -> None:
+    try:
+        libc.syscall("mseal", 0, 0, 0)
+    except OSError as error:
+        raise _missing_call("mseal", error, "6.10") from None
+
+
+def _droppable() -> None:
+    how = libc.MAP_DROPPABLE | libc.MAP_ANONYMOUS
+    try:
+        libc.munmap(libc.mmap(0, PAGE, libc.PROT_RW, how), PAGE)
+    except OSError as error:
+        raise Unavailable("no MAP_DROPPABLE", str(error), "a kernel from 6.11 on") from None
+
+
+def _remap_file_pages() -> None:
+    fd = memory.memfd(2 * PAGE)
+    try:
+        with memory.mapping("memfd-shared", 2, fd=fd) as two:
+            libc.syscall("remap_file_pages", two.addr, PAGE, 0, 1, 0)
+    except OSError as error:
+        raise _missing_call("remap_file_pages", error, "2.6") from None
+    finally:
+        os.close(fd)
+
+
+def _process_madvise() -> None:
+    with memory.mapping("private", 1) as page:
+        page.touch()
+        try:
+            fd = os.pidfd_open(os.getpid())
+        except OSError as error:
+            raise _missing_call("pidfd_open", error, "5.3") from None
+        try:
+            vector = (ctypes.c_size_t * 2)(page.addr, PAGE)
+            libc.syscall("process_madvise", fd, vector, 1, libc.MADV_COLD, 0)
+        except OSError as error:
+            raise _missing_call("process_madvise", error, "5.10") from None
+        finally:
+            os.close(fd)
+
+
+def _map_count() -> None:
+    path = Path("/proc/sys/vm/max_map_count")
+    try:
+        limit = int(path.read_text())
+    except OSError as error:
+        raise Unavailable(f"{path} is not readable", str(error), "mount /proc") from None
+    if limit > _MOST_MAPS:
+        raise Unavailable(
+            "vm.max_map_count is too high to be reached", f"{limit} > {_MOST_MAPS}",
+            f"sysctl vm.max_map_count={_MOST_MAPS // 2} while the suite runs",
+        )  # fmt: skip
+
+
+_MOST_MAPS = 262144
+_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"}
+
+
+def filesystem(directory: Path | str) -> str:
+    """Type of the file system that holds ``directory``, from mountinfo (``"ext4"``)."""
+    device = os.stat(directory).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    found = ""
+    path = str(Path(directory).resolve())
+    best = -1
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split()
+        point = fields[4].replace("\\040", " ")
+        inside = point == "/" or path == point or path.startswith(point + "/")
+        if (fields[2] == wanted or inside) and inside and len(point) >= best:
+            best, found = len(point), right.split()[0]
+    return found
+
+
+def _disk_file() -> None:
+    where = tempfile.gettempdir()  # --file-dir, if given
+    kind = filesystem(where)
+    if kind not in _DISK:
+        raise Unavailable(
+            "no folder on a disk file system", f"{where} is {kind or 'unknown'}",
+            "pass --file-dir on ext4, xfs or btrfs",
+        )  # fmt: skip
+
+
+def _stack_growth() -> None:
+    if not any(v.name == "[stack]" for v in maps.vmas()):
+        raise Unavailable("no [stack] VMA in /proc/self/maps", "", "run the suite natively")
+
+
+def _smaps_flags() -> None:
+    if not maps.smaps()[0].flags:
+        raise Unavailable(
+            "no VmFlags in /proc/self/smaps", "", "a kernel with CONFIG_PROC_PAGE_MONITOR=y"
+        )
+
+
+def _mincore() -> None:
+    with memory.mapping("private", 1) as page:
+        try:
+            mincore.resident(page.addr, 1)
+        except OSError as error:
+            if error.errno in {errno.ENOSYS, errno.EPERM}:
+                raise _missing_call("mincore", error, "2.4") from None
+
+
+PROBES: dict[str, Callable[[], None]] = {
+    "lock-calls": _lock_calls,
+    "smaps-flags": _smaps_flags,
+    "pfn": _pfn,
+    "kpageflags": _kpageflags,
+    "kpagecount": _kpagecount,
+    "mincore": _mincore,
+    "other-user": _other_user,
+    "user-namespace": _user_namespace,
+    "disk-file": _disk_file,
+    "map-count": _map_count,
+    "stack-growth": _stack_growth,
+    "pageout": _pageout,
+    "populate": _populate,
+    "dontneed-locked": _dontneed_locked,
+    "guard": _guard,
+    "process-madvise": _process_madvise,
+    "remap-file-pages": _remap_file_pages,
+    "mseal": _mseal,
+    "droppable": _droppable,
+}
+"""Facility name → its probe, which returns, or raises :class:`Unavailable`."""
+
+
+def probe(name: str) -> Facility:
+    """Run one probe in a child; a probe that breaks counts as unavailable and says how."""
+    try:
+        found = process.run(lambda: _outcome(name))
+    except (process.ChildError, OSError) as error:
+        text = str(error).strip().splitlines()[-1]
+        return Facility(name, False, f"the probe of {name} broke", text, "report this as a bug")
+    return found
+
+
+def _outcome(name: str) -> Facility:
+    try:
+        PROBES[name]()
+    except Unavailable as why:
+        return Facility(name, False, why.reason, why.detail, why.remedy)
+    return Facility(name, True)
+
+
+def survey() -> dict[str, Facility]:
+    """Every facility of :data:`PROBES`, probed now."""
+    return {name: probe(name) for name in PROBES}

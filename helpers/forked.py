@@ -1,0 +1,217 @@
+"""Every case in a forked child: the runner behind ``--forked``.
+
+The option and the marker are pytest-forked's. Its own runner is not used, because a case
+here may crash, hang, be OOM-killed or leave by ``os._exit``: pytest-forked has no deadline,
+ends the whole run on ``os._exit(4)``, calls any crash of an xfail case XFAIL, and spends a
+temporary folder, three files and a multiprocessing import on each case. This one sends the
+reports through a pipe and kills what the case left in its process group.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from helpers import evidence, libc
+from helpers.process import signal_name
+
+_LENGTH = 8
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("memlock-tests")
+    group.addoption(
+        "--deadline",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="time a case may take before its process group is killed (default 60)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if not (item.config.getoption("forked", False) or item.get_closest_marker("forked")):
+        return None
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    # A case that is skipped as a whole needs no process.
+    run = runtestprotocol if item.get_closest_marker("skip") else _in_child
+    for report in run(item, log=False, nextitem=nextitem):
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _in_child(
+    item: pytest.Item, log: bool, nextitem: pytest.Item | None
+) -> list[pytest.TestReport]:
+    marker = item.get_closest_marker("deadline")
+    deadline = float(marker.args[0] if marker else item.config.getoption("--deadline"))
+    read_end, write_end = os.pipe()
+    started = time.time()
+    begun = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        _child(item, read_end, write_end)
+    os.close(write_end)
+    data = b""
+    hung = True
+    try:
+        data, hung = _collect(pid, read_end, begun + deadline)
+    finally:
+        os.close(read_end)
+        status = _end(pid)
+    if len(data) > _LENGTH:
+        return [_report(item, fields) for fields in json.loads(data[_LENGTH:])]
+    if hung:
+        cause = f"hung: killed with its process group at its deadline of {deadline:g} s"
+    elif os.WIFSIGNALED(status):
+        cause = f"killed by {signal_name(os.WTERMSIG(status))}"
+        if os.WTERMSIG(status) == signal.SIGKILL:
+            cause += " (by the OOM killer, or by hand: see dmesg)"
+    else:
+        cause = f"left by os._exit({os.WEXITSTATUS(status)}) before its report"
+    return [_crashed(item, cause, started, time.monotonic() - begun)]
+
+
+def _report(item: pytest.Item, fields: dict[str, Any]) -> pytest.TestReport:
+    if isinstance(fields["longrepr"], list):
+        fields["longrepr"] = tuple(fields["longrepr"])  # JSON has no tuples; a skip is one
+    hook = item.config.hook
+    made: pytest.TestReport = hook.pytest_report_from_serializable(config=item.config, data=fields)
+    return made
+
+
+def _child(item: pytest.Item, read_end: int, write_end: int) -> None:
+    """The case's own process; never returns."""
+    pid = os.getpid()
+    try:
+        os.close(read_end)
+        gc.disable()
+        os.setpgid(0, 0)
+        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        calm()
+        evidence.records.clear()
+        reports = runtestprotocol(item, log=False, nextitem=None)
+        if os.getpid() != pid:
+            os._exit(70)  # a fork in the case came back here: never a second pytest
+        hook = item.config.hook
+        fields = [hook.pytest_report_to_serializable(config=item.config, report=r) for r in reports]
+        text = json.dumps(fields, default=repr).encode(errors="surrogateescape")
+        text = len(text).to_bytes(_LENGTH, sys.byteorder) + text
+        while text:
+            text = text[os.write(write_end, text) :]
+        os._exit(0)
+    except BaseException:  # pytest.exit, KeyboardInterrupt: the parent says how it ended
+        os._exit(3)
+
+
+def calm() -> None:
+    """Keep from this process what moves its pages for reasons of its own.
+
+    Transparent huge pages (one touch would populate and lock 512 pages) and KSM; cases
+    about them switch them on again. Scheduling, limits and signals stay as they are.
+    """
+    libc.prctl(libc.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    if libc.outcome(libc.prctl, libc.PR_GET_MEMORY_MERGE, 0, 0, 0, 0) == "ok":
+        libc.outcome(libc.prctl, libc.PR_SET_MEMORY_MERGE, 0, 0, 0, 0)
+    # Of a crash, the traceback goes where the case's output is captured.
+    faulthandler.enable(2, all_threads=False)
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def _collect(pid: int, read_end: int, until: float) -> tuple[bytes, bool]:
+    """Bytes the child sent, and whether it was still silent at the deadline."""
+    try:
+        # Its descriptor tells of the end even when a grandchild holds the pipe open.
+        ended = os.pidfd_open(pid)
+    except OSError:
+        ended = -1
+    watched = [read_end] if ended < 0 else [read_end, ended]
+    data, size = b"", -1
+    try:
+        while size < 0 or len(data) < size:
+            ready, _, _ = select.select(watched, [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                return b"", True
+            if read_end in ready:
+                got = os.read(read_end, 1 << 20)
+                if not got:
+                    return b"", False
+                data += got
+                if size < 0 and len(data) >= _LENGTH:
+                    size = _LENGTH + int.from_bytes(data[:_LENGTH], sys.byteorder)
+            elif ended in ready:
+                return b"", False
+        return data, False
+    finally:
+        if ended >= 0:
+            os.close(ended)
+
+
+def _end(pid: int) -> int:
+    """Kill what is left of the case's process group and reap the child: its wait status."""
+    if not _has_ended(pid):
+        # Sent its report and is about to exit, or hung: the group goes either way.
+        _kill(pid)
+    # While the leader is not reaped, its number cannot be given to another group.
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    _kill(pid)
+    return os.waitpid(pid, 0)[1]
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        try:
+            os.kill(pid, signal.SIGKILL)  # hung before it made its group
+        except ProcessLookupError:
+            pass
+
+
+def _crashed(item: pytest.Item, cause: str, started: float, took: float) -> pytest.TestReport:
+    path, line, _ = item.location
+    sections = []
+    capture: Any = item.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None and capture.is_globally_capturing():
+        out, err = capture.read_global_capture()
+        sections = [(f"Captured {n}", t) for n, t in (("stdout", out), ("stderr", err)) if t]
+    return pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords={name: 1 for name in item.keywords},
+        outcome="failed",
+        longrepr=f"{path}:{(line or 0) + 1}: the case was {cause}"
+        if not cause.startswith(("hung", "left"))
+        else f"{path}:{(line or 0) + 1}: the case {cause}",
+        when="call",
+        sections=sections,
+        duration=took,
+        start=started,
+        stop=started + took,
+        user_properties=list(item.user_properties),
+    )
+
+
+def freeze() -> None:
+    """Call once before the first fork: collected objects no longer move or get scanned."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,159 @@
+"""A mapping of a given kind, as a context manager.
+
+:func:`mapping` reserves the range with an inaccessible page on each side, so that no
+neighbour can merge with it and every edge is a known one. When an exception passes
+through the block, the VMAs and page flags of the range are recorded (see
+:mod:`helpers.evidence`) before it is unmapped: by the time a report is made they are gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from helpers import evidence, libc
+from helpers.libc import PAGE
+
+KINDS = (
+    "private",
+    "shared",
+    "memfd-private",
+    "memfd-shared",
+    "file-private",
+    "file-shared",
+)
+"""Kinds :func:`mapping` makes: anonymous, over a memfd, over a file on disk."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A range of whole pages in this process. ``addr`` and ``size`` are bytes."""
+
+    addr: int
+    size: int
+    kind: str = "private"
+    fd: int = field(default=-1, compare=False)
+
+    @property
+    def pages(self) -> int:
+        """Length in pages."""
+        return self.size // PAGE
+
+    @property
+    def kb(self) -> int:
+        """Length in kB, as /proc counts."""
+        return self.size // 1024
+
+    @property
+    def end(self) -> int:
+        """First byte behind the range."""
+        return self.addr + self.size
+
+    def at(self, page: int) -> int:
+        """Address of page ``page`` (0 is the first; may point behind the end)."""
+        return self.addr + page * PAGE
+
+    def sub(self, first: int, pages: int) -> Region:
+        """The part of ``pages`` pages from page ``first`` on."""
+        return Region(self.at(first), pages * PAGE, self.kind, self.fd)
+
+    def write(self, byte: int = 0x5A) -> None:
+        """Write every byte of the range."""
+        libc.fill(self.addr, byte, self.size)
+
+    def touch(self, byte: int = 0xA5) -> None:
+        """Write the first byte of every page."""
+        for addr in range(self.addr, self.end, PAGE):
+            ctypes.memset(addr, byte, 1)
+
+    def read(self) -> bytes:
+        """Every byte of the range (reading faults in what is absent)."""
+        return libc.read(self.addr, self.size)
+
+    def peek(self) -> bytes:
+        """The first byte of every page."""
+        return b"".join(ctypes.string_at(a, 1) for a in range(self.addr, self.end, PAGE))
+
+
+@contextmanager
+def mapping(
+    kind: str = "private",
+    pages: int = 8,
+    *,
+    prot: int = libc.PROT_RW,
+    flags: int = 0,
+    directory: Path | str | None = None,
+    fd: int | None = None,
+    offset: int = 0,
+) -> Iterator[Region]:
+    """A fenced mapping of ``pages`` pages of one of :data:`KINDS`, untouched.
+
+    ``flags`` are added to mmap's (MAP_LOCKED, MAP_POPULATE, …). A file kind makes its own
+    file of that length, filled with pages 0, 1, 2 … of that byte, in ``directory``
+    (default: the temporary folder), unlinked at once; or maps ``fd`` from ``offset`` (bytes)
+    when given. Raises ValueError on an unknown kind, OSError where the kernel refuses.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of memory {kind!r}; known: {', '.join(KINDS)}")
+    size = pages * PAGE
+    own_fd = -1
+    if fd is None and kind.startswith("memfd"):
+        own_fd = memfd(size)
+    elif fd is None and kind.startswith("file"):
+        own_fd = scratch_file(pages, directory)
+    used = fd if fd is not None else own_fd
+    how = libc.MAP_SHARED if kind.endswith("shared") else libc.MAP_PRIVATE
+    if used < 0:
+        how |= libc.MAP_ANONYMOUS
+    base = libc.mmap(0, size + 2 * PAGE, libc.PROT_NONE)
+    try:
+        addr = libc.mmap(base + PAGE, size, prot, how | libc.MAP_FIXED | flags, used, offset)
+        region = Region(addr, size, kind, used)
+        with evidence.watching(region.addr, region.size, kind):
+            yield region
+    finally:
+        libc.munmap(base, size + 2 * PAGE)
+        if own_fd >= 0:
+            os.close(own_fd)
+
+
+@contextmanager
+def unmapped_after(addr: int, size: int) -> Iterator[Region]:
+    """A mapping the case made itself (say by a bare mmap): watched, then unmapped."""
+    region = Region(addr, size)
+    try:
+        with evidence.watching(addr, size, "mapping"):
+            yield region
+    finally:
+        libc.munmap(addr, size)
+
+
+def memfd(size: int) -> int:
+    """Descriptor of an empty memfd of ``size`` bytes (its pages are order 0)."""
+    fd = os.memfd_create("memlock-tests", libc.MFD_CLOEXEC | libc.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    return fd
+
+
+def scratch_file(pages: int, directory: Path | str | None = None) -> int:
+    """Descriptor of an unlinked file; page n holds byte n (mod 256), all of it on disk.
+
+    Written and synced a page at a time: large page-cache folios (ext4 since 6.16, XFS)
+    would make PG_mlocked a matter of the whole folio (mm/rmap.c, 6.7).
+    """
+    fd, path = tempfile.mkstemp(prefix="memlock-", dir=directory)
+    os.unlink(path)
+    for page in range(pages):
+        os.pwrite(fd, bytes([page & 0xFF]) * PAGE, page * PAGE)
+        os.fdatasync(fd)
+    return fd
+
+
+def hole(region: Region, page: int, pages: int = 1) -> None:
+    """Unmap ``pages`` pages of the region from page ``page`` on."""
+    libc.munmap(region.at(page), pages * PAGE)

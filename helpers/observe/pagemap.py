@@ -1,0 +1,206 @@
+"""/proc/PID/pagemap, /proc/kpageflags and /proc/kpagecount, read and judged in bulk.
+
+Sources: Documentation/admin-guide/mm/pagemap.rst, include/uapi/linux/kernel-page-flags.h.
+A PFN reads 0 without CAP_SYS_ADMIN. pagemap and kpageflags show one moment each: pages may
+be migrated between two reads (compaction may move even mlocked pages), so :func:`snapshot`
+reads pagemap again behind the flags and takes only what stood still.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from helpers.libc import PAGE
+
+PRESENT, SWAPPED, FILE_OR_SHARED = 1 << 63, 1 << 62, 1 << 61
+EXCLUSIVE, SOFT_DIRTY, GUARD = 1 << 56, 1 << 55, 1 << 58
+PFN_MASK = (1 << 55) - 1
+
+# include/uapi/linux/kernel-page-flags.h; 32 and up from fs/proc/page.c (kernel hacking)
+KPF = {
+    "LOCKED": 0, "ERROR": 1, "REFERENCED": 2, "UPTODATE": 3, "DIRTY": 4, "LRU": 5, "ACTIVE": 6,
+    "SLAB": 7, "WRITEBACK": 8, "RECLAIM": 9, "BUDDY": 10, "MMAP": 11, "ANON": 12, "SWAPCACHE": 13,
+    "SWAPBACKED": 14, "COMPOUND_HEAD": 15, "COMPOUND_TAIL": 16, "HUGE": 17, "UNEVICTABLE": 18,
+    "HWPOISON": 19, "NOPAGE": 20, "KSM": 21, "THP": 22, "OFFLINE": 23, "ZERO_PAGE": 24,
+    "IDLE": 25, "PGTABLE": 26, "MLOCKED": 33,
+}  # fmt: skip
+MLOCKED = 1 << KPF["MLOCKED"]
+UNEVICTABLE = 1 << KPF["UNEVICTABLE"]
+LRU = 1 << KPF["LRU"]
+ANON = 1 << KPF["ANON"]
+KSM = 1 << KPF["KSM"]
+THP = 1 << KPF["THP"]
+HUGE = 1 << KPF["HUGE"]
+ZERO_PAGE = 1 << KPF["ZERO_PAGE"]
+COMPOUND = 1 << KPF["COMPOUND_HEAD"] | 1 << KPF["COMPOUND_TAIL"]
+
+_BRIDGE = 16
+"""Reading this many unwanted PFNs costs less than one more system call from Python."""
+_ATTEMPTS = 20
+
+
+def _pread(path: str, first: int, count: int) -> array[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _entries(fd, first, count)
+    finally:
+        os.close(fd)
+
+
+def _entries(fd: int, first: int, count: int) -> array[int]:
+    data = array("Q")
+    while count:
+        got = os.pread(fd, count * 8, first * 8)
+        if not got:
+            break  # behind the last PFN or the end of the address space
+        data.frombytes(got)
+        first += len(got) // 8
+        count -= len(got) // 8
+    return data
+
+
+def entries(addr: int, pages: int, pid: int | str = "self") -> array[int]:
+    """pagemap entries of ``pages`` pages from ``addr``: 64-bit words, in page order.
+
+    Raises OSError without access to the process's pagemap.
+    """
+    return _pread(f"/proc/{pid}/pagemap", addr // PAGE, pages)
+
+
+def present(addr: int, pages: int, pid: int | str = "self") -> list[bool]:
+    """For each page: mapped to memory (bit 63)."""
+    return [e >= PRESENT for e in entries(addr, pages, pid)]
+
+
+def present_count(addr: int, pages: int, pid: int | str = "self") -> int:
+    """How many pages are mapped to memory."""
+    return sum(present(addr, pages, pid))
+
+
+def swapped_count(addr: int, pages: int, pid: int | str = "self") -> int:
+    """How many pages are swap entries (bit 62; for shared memory see mincore)."""
+    return sum(1 for e in entries(addr, pages, pid) if e & SWAPPED and not e & PRESENT)
+
+
+def anonymous(addr: int, pages: int, pid: int | str = "self") -> list[bool]:
+    """For each page: present and neither a file's nor shared anonymous (bit 61 clear)."""
+    return [bool(e & PRESENT) and not e & FILE_OR_SHARED for e in entries(addr, pages, pid)]
+
+
+def pfns(addr: int, pages: int, pid: int | str = "self") -> list[int]:
+    """PFN of each page; 0 where absent, or hidden from a reader without CAP_SYS_ADMIN."""
+    return [e & PFN_MASK if e >= PRESENT else 0 for e in entries(addr, pages, pid)]
+
+
+def runs(numbers: Iterable[int], bridge: int = _BRIDGE) -> list[tuple[int, int]]:
+    """Sorted, distinct PFNs as (first, count) runs; gaps up to ``bridge`` are read over."""
+    ordered = sorted(numbers)
+    if not ordered:
+        return []
+    reach = bridge + 1
+    # One comprehension over neighbours: the loop that matters for a gigabyte of pages.
+    breaks = [i for i, (a, b) in enumerate(zip(ordered, ordered[1:]), 1) if b - a > reach]
+    starts = [0, *breaks]
+    ends = [*breaks, len(ordered)]
+    return [(ordered[s], ordered[e - 1] - ordered[s] + 1) for s, e in zip(starts, ends)]
+
+
+def _by_pfn(path: str, wanted: Sequence[int]) -> list[int]:
+    known: dict[int, int] = {}
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for first, count in runs(wanted):
+            known.update(zip(range(first, first + count), _entries(fd, first, count)))
+    finally:
+        os.close(fd)
+    return [known.get(pfn, 0) for pfn in wanted]
+
+
+def flags(wanted: Sequence[int]) -> list[int]:
+    """kpageflags of each PFN, in the order given. OSError without CAP_SYS_ADMIN."""
+    return _by_pfn("/proc/kpageflags", wanted)
+
+
+def counts(wanted: Sequence[int]) -> list[int]:
+    """kpagecount (mappings) of each PFN, in the order given. OSError without CAP_SYS_ADMIN."""
+    return _by_pfn("/proc/kpagecount", wanted)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Pages of a range at one moment: pagemap entries, PFNs (0: absent) and page flags."""
+
+    entries: Sequence[int]
+    pfns: Sequence[int]
+    flags: Sequence[int]
+
+    def having(self, mask: int) -> int:
+        """How many pages carry every flag of ``mask``."""
+        return sum(1 for f in self.flags if f & mask == mask)
+
+    def bits(self, mask: int) -> list[bool]:
+        """For each page: carries every flag of ``mask``."""
+        return [f & mask == mask for f in self.flags]
+
+    @property
+    def mlocked(self) -> list[bool]:
+        """For each page: PG_mlocked."""
+        return self.bits(MLOCKED)
+
+    @property
+    def unevictable(self) -> list[bool]:
+        """For each page: PG_unevictable."""
+        return self.bits(UNEVICTABLE)
+
+    @property
+    def present(self) -> list[bool]:
+        """For each page: mapped to memory."""
+        return [e >= PRESENT for e in self.entries]
+
+
+def snapshot(addr: int, pages: int, pid: int | str = "self") -> Snapshot:
+    """PFNs and page flags of a range that did not move while they were read.
+
+    Raises OSError without CAP_SYS_ADMIN, RuntimeError if pages moved under every attempt.
+    """
+    path = f"/proc/{pid}/pagemap"
+    before = _pread(path, addr // PAGE, pages)
+    for _ in range(_ATTEMPTS):
+        numbers = [e & PFN_MASK if e >= PRESENT else 0 for e in before]
+        wanted = [n for n in numbers if n]
+        if len(wanted) == len(numbers):
+            seen = flags(numbers)
+        else:
+            found = dict(zip(wanted, flags(wanted)))
+            seen = [found.get(n, 0) for n in numbers]
+        after = _pread(path, addr // PAGE, pages)
+        if after == before:
+            return Snapshot(before, numbers, seen)
+        before = after
+    raise RuntimeError(f"pages at {addr:#x} moved during each of {_ATTEMPTS} readings")
+
+
+def names(word: int) -> str:
+    """The flags of a kpageflags word, by name."""
+    return "|".join(n for n, bit in KPF.items() if word >> bit & 1) or "-"
+
+
+def describe(addr: int, pages: int, pid: int | str = "self") -> list[str]:
+    """A line for each page: address, pagemap bits, PFN, flags, mappings. For people."""
+    lines = []
+    for index, entry in enumerate(entries(addr, pages, pid)):
+        pfn = entry & PFN_MASK if entry & PRESENT else 0
+        state = "present" if entry & PRESENT else "swapped" if entry & SWAPPED else "absent"
+        text = f"page {index} {addr + index * PAGE:#x} {state}"
+        if entry & PRESENT:
+            text += " file/shared" if entry & FILE_OR_SHARED else " anonymous"
+        if pfn:
+            try:
+                text += f" pfn {pfn:#x} {names(flags([pfn])[0])} mapped {counts([pfn])[0]}x"
+            except OSError as error:
+                text += f" pfn {pfn:#x} (flags not readable: {error.strerror})"
+        lines.append(text)
+    return lines

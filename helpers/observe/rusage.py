@@ -1,0 +1,91 @@
+"""Page faults counted by the kernel (getrusage(2)), with the interpreter kept out.
+
+A fork leaves every writable page of the interpreter copy-on-write, so plain Python code
+faults at random. :func:`faults` measures an empty call first, until it costs nothing, and
+then one C call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from helpers import libc
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Page faults, minor and major."""
+
+    minor: int
+    major: int
+
+
+_dll = ctypes.CDLL(None, use_errno=True)
+_getrusage = _dll.getrusage
+_getrusage.argtypes = [ctypes.c_int, ctypes.c_void_p]
+_memset = _dll.memset
+_memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+
+class _Timeval(ctypes.Structure):
+    _fields_ = [("sec", ctypes.c_long), ("usec", ctypes.c_long)]
+
+
+class _Rusage(ctypes.Structure):
+    # Behind the two times: maxrss, ixrss, idrss, isrss, minflt, majflt, …
+    _fields_ = [("utime", _Timeval), ("stime", _Timeval), ("longs", ctypes.c_long * 14)]
+
+
+_RUSAGE_THREAD = 1
+_MINFLT, _MAJFLT = 4, 5
+_before, _after = _Rusage(), _Rusage()
+_CLEAN, _TRIES = 3, 300
+
+
+def count(call: Callable[..., object], *args: object) -> Faults:
+    """Faults of this thread during one call, those of the interpreter included."""
+    _getrusage(_RUSAGE_THREAD, ctypes.addressof(_before))
+    call(*args)
+    _getrusage(_RUSAGE_THREAD, ctypes.addressof(_after))
+    return Faults(
+        _after.longs[_MINFLT] - _before.longs[_MINFLT],
+        _after.longs[_MAJFLT] - _before.longs[_MAJFLT],
+    )
+
+
+def settle(call: Callable[..., object] = _memset, *args: object) -> None:
+    """Measure ``call`` (default: an empty memset) until it costs nothing three times running.
+
+    Raises RuntimeError if it never does: a count would then mean nothing.
+    """
+    # NUMA hinting faults count as minor faults; a task policy without
+    # MPOL_F_NUMA_BALANCING keeps them off (vma_policy_mof() in mm/mempolicy.c).
+    mask = (ctypes.c_ulong * 16)(1)
+    libc.outcome(libc.syscall, "set_mempolicy", _MPOL_PREFERRED, mask, 16 * libc.WORD_BITS)
+    used = args or (ctypes.addressof(_before), 0, 0)
+    clean = 0
+    for _ in range(_TRIES):
+        clean = clean + 1 if count(call, *used) == Faults(0, 0) else 0
+        if clean == _CLEAN:
+            return
+    raise RuntimeError(f"{call} itself faulted in {_TRIES} empty measurements")
+
+
+_MPOL_PREFERRED = 1
+
+
+def writing(addr: int, size: int, byte: int = 0x3C) -> Faults:
+    """Faults while one C loop writes ``size`` bytes from ``addr``."""
+    settle()
+    return count(_memset, addr, byte, size)
+
+
+def reading(addr: int, size: int) -> Faults:
+    """Faults while one C loop (a checksum) reads ``size`` bytes from ``addr``."""
+    warm = ctypes.create_string_buffer(64)
+    settle(zlib.crc32, warm)
+    view = (ctypes.c_char * size).from_address(addr)
+    return count(zlib.crc32, view)

@@ -1,0 +1,184 @@
+"""Capabilities, resource limits, ids and user namespaces: scoped, restored to what was saved.
+
+Only what can be undone in this process is offered as a context manager: lowering an
+*effective* capability or a *soft* limit. The rest (ids, bounding sets, hard limits, user
+namespaces) is one-way and belongs in a child (:mod:`helpers.process`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import libc
+from helpers.observe import status
+
+# include/uapi/linux/capability.h
+CAPABILITIES = {
+    "CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7,
+    "CAP_SETPCAP": 8, "CAP_IPC_LOCK": 14, "CAP_IPC_OWNER": 15, "CAP_SYS_MODULE": 16,
+    "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23, "CAP_SYS_RESOURCE": 24,
+    "CAP_PERFMON": 38, "CAP_BPF": 39, "CAP_CHECKPOINT_RESTORE": 40,
+}  # fmt: skip
+NOBODY = 65534
+INFINITE = resource.RLIM_INFINITY
+_V3 = 0x20080522
+_INIT_USER_NS = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_ns.h
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Data(ctypes.Structure):
+    _fields_ = [
+        ("effective", ctypes.c_uint32 * 1),
+        ("permitted", ctypes.c_uint32 * 1),
+        ("inheritable", ctypes.c_uint32 * 1),
+    ]
+
+
+@dataclass(frozen=True)
+class CapabilitySets:
+    """The three sets of capget(2), as bit masks."""
+
+    effective: int
+    permitted: int
+    inheritable: int
+
+
+def capabilities() -> CapabilitySets:
+    """This thread's capability sets (capget(2))."""
+    data = (_Data * 2)()
+    libc.syscall("capget", _Header(_V3, 0), data)
+    low, high = data
+    return CapabilitySets(
+        low.effective[0] | high.effective[0] << 32,
+        low.permitted[0] | high.permitted[0] << 32,
+        low.inheritable[0] | high.inheritable[0] << 32,
+    )
+
+
+def set_capabilities(sets: CapabilitySets) -> None:
+    """capset(2) for this thread. OSError if it would raise what is not permitted."""
+    data = (_Data * 2)()
+    for index in range(2):
+        for name in ("effective", "permitted", "inheritable"):
+            word = getattr(sets, name) >> (32 * index) & 0xFFFFFFFF
+            getattr(data[index], name)[0] = word
+    libc.syscall("capset", _Header(_V3, 0), data)
+
+
+def _bit(name: str) -> int:
+    if name not in CAPABILITIES:
+        raise ValueError(f"unknown capability {name}; add it to CAPABILITIES")
+    return 1 << CAPABILITIES[name]
+
+
+def has(name: str) -> bool:
+    """The capability is effective, and counts in the initial user namespace.
+
+    Root of a child user namespace shows full sets; the mlock family asks the initial one.
+    """
+    return bool(capabilities().effective & _bit(name)) and in_initial_user_namespace()
+
+
+def in_initial_user_namespace() -> bool:
+    """This process lives in the initial user namespace (its inode number is fixed)."""
+    try:
+        return os.stat("/proc/self/ns/user").st_ino == _INIT_USER_NS
+    except FileNotFoundError:  # CONFIG_USER_NS=n: there is only one
+        return True
+
+
+def raise_effective(name: str) -> None:
+    """Make a permitted capability effective. OSError EPERM where it is not permitted."""
+    now = capabilities()
+    set_capabilities(CapabilitySets(now.effective | _bit(name), now.permitted, now.inheritable))
+
+
+def lower_effective(*names: str) -> None:
+    """Take capabilities out of the effective set (no-op where they are not in it)."""
+    now, mask = capabilities(), 0
+    for name in names:
+        mask |= _bit(name)
+    if now.effective & mask:
+        set_capabilities(CapabilitySets(now.effective & ~mask, now.permitted, now.inheritable))
+
+
+@contextmanager
+def without(*names: str) -> Iterator[None]:
+    """The block runs with these capabilities not effective; afterwards as before."""
+    saved = capabilities()
+    lower_effective(*names)
+    try:
+        yield
+    finally:
+        set_capabilities(saved)
+
+
+def memlock_limit() -> tuple[int, int]:
+    """RLIMIT_MEMLOCK (soft, hard) in bytes; INFINITE is -1."""
+    return resource.getrlimit(resource.RLIMIT_MEMLOCK)
+
+
+def lower_memlock(soft: int) -> None:
+    """Set the soft RLIMIT_MEMLOCK in bytes (up to the hard one), for good.
+
+    Raises ValueError above the hard limit.
+    """
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, memlock_limit()[1]))
+
+
+@contextmanager
+def memlock(soft: int) -> Iterator[None]:
+    """The block runs under a soft RLIMIT_MEMLOCK of ``soft`` bytes; afterwards as before."""
+    saved = memlock_limit()
+    lower_memlock(soft)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, saved)
+
+
+@contextmanager
+def limited(soft: int) -> Iterator[None]:
+    """An ordinary locker: no effective CAP_IPC_LOCK, soft limit of ``soft`` bytes."""
+    with without("CAP_IPC_LOCK"), memlock(soft):
+        yield
+
+
+def may_lock(size: int) -> bool:
+    """Kernel rules let this process lock ``size`` bytes beyond what it has locked now.
+
+    From the capability set and the limit alone: asking mlock itself would hide its faults.
+    """
+    soft = memlock_limit()[0]
+    return has("CAP_IPC_LOCK") or soft == INFINITE or status.vmlck_kb() * 1024 + size <= soft
+
+
+def become(uid: int = NOBODY, gid: int = NOBODY) -> None:
+    """Take another user's ids for good; all capabilities go when root leaves uid 0.
+
+    Raises OSError without CAP_SETUID and CAP_SETGID.
+    """
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def enter_user_namespace() -> None:
+    """Move into a new user namespace as its root, for good (user_namespaces(7)).
+
+    Raises OSError where the machine does not allow it.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    libc.unshare(libc.CLONE_NEWUSER)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")

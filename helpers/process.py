@@ -1,0 +1,287 @@
+"""Run something in a child process: its value, its traceback, or the signal that killed it.
+
+A child inherits the case's process group, is killed when its parent dies, and never becomes
+a second pytest: it always ends in ``os._exit``.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import pickle
+import select
+import signal
+import struct
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from helpers import libc
+
+T = TypeVar("T")
+
+DEADLINE = 20.0
+"""Seconds a child may take for one answer unless told otherwise."""
+
+
+class ChildError(Exception):
+    """A child did not give an answer."""
+
+
+class ChildFailed(ChildError):
+    """The function raised in the child; the text is the child's traceback."""
+
+
+class ChildKilled(ChildError):
+    """A signal killed the child. ``signal`` is its name (``"SIGSEGV"``)."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal_name(number)
+        super().__init__(f"child killed by {self.signal}")
+
+
+class ChildExited(ChildError):
+    """The child ended without an answer. ``status`` is its exit status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(f"child exited with status {status} before it answered")
+
+
+class ChildHung(ChildError):
+    """The child passed its deadline and was killed."""
+
+
+def signal_name(number: int) -> str:
+    """``"SIGKILL"`` for 9; ``"signal 40"`` where there is no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _send(fd: int, value: object) -> None:
+    data = pickle.dumps(value)
+    data = struct.pack("=Q", len(data)) + data
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _receive_exactly(fd: int, size: int, until: float | None) -> bytes:
+    chunks = b""
+    while len(chunks) < size:
+        if until is not None:
+            ready, _, _ = select.select([fd], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+        got = os.read(fd, min(size - len(chunks), 1 << 20))
+        if not got:
+            raise EOFError
+        chunks += got
+    return chunks
+
+
+def _receive(fd: int, until: float | None = None) -> Any:
+    (size,) = struct.unpack("=Q", _receive_exactly(fd, 8, until))
+    return pickle.loads(_receive_exactly(fd, size, until))
+
+
+def _answer(function: Callable[..., object], args: tuple[object, ...]) -> tuple[str, object]:
+    try:
+        return "value", function(*args)
+    except OSError as error:
+        return "oserror", (error.errno, str(error.strerror))
+    except BaseException:
+        return "raised", traceback.format_exc()
+
+
+class Child:
+    """A forked process that runs functions on request, one at a time.
+
+    ::
+
+        with Child() as child:
+            child.call(libc.mlock, region.addr, region.size)
+            assert child.call(status.vmlck_pages) == region.pages
+
+    Functions travel by name (pickle), so they live at module level; addresses mean the same
+    in both processes for whatever was mapped before the fork.
+    """
+
+    def __init__(self) -> None:
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                os.close(self._requests)
+                os.close(self._answers)
+                self._serve(parent, requests, answers)
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(requests)
+        os.close(answers)
+        self._status: int | None = None
+
+    @classmethod
+    def _of(cls, pid: int, answers: int) -> Child:
+        child = cls.__new__(cls)
+        child.pid, child._answers, child._requests, child._status = pid, answers, -1, None
+        return child
+
+    @staticmethod
+    def _serve(parent: int, requests: int, answers: int) -> None:
+        die_with_parent(parent)
+        while True:
+            try:
+                function, args = _receive(requests)
+            except EOFError:
+                return
+            _send(answers, _answer(function, args))
+
+    def start(self, function: Callable[..., object], *args: object) -> None:
+        """Ask for a call without waiting; :meth:`result` gives its answer."""
+        _send(self._requests, (function, args))
+
+    def result(self, deadline: float = DEADLINE) -> Any:
+        """Answer to the oldest :meth:`start`. Raises as :meth:`call` does."""
+        try:
+            kind, value = _receive(self._answers, time.monotonic() + deadline)
+        except TimeoutError:
+            self.kill()
+            raise ChildHung(f"child {self.pid} gave no answer within {deadline:g} s") from None
+        except EOFError:
+            status = self.wait()
+            if os.WIFSIGNALED(status):
+                raise ChildKilled(os.WTERMSIG(status)) from None
+            raise ChildExited(os.waitstatus_to_exitcode(status)) from None
+        if kind == "oserror":
+            raise OSError(*value)
+        if kind == "raised":
+            raise ChildFailed(f"in the child:\n{value}")
+        return value
+
+    def call(self, function: Callable[..., T], *args: object, deadline: float = DEADLINE) -> T:
+        """Run ``function(*args)`` in the child and return its value.
+
+        An OSError is raised here as in the child; anything else as :class:`ChildFailed`,
+        :class:`ChildKilled`, :class:`ChildExited` or, after ``deadline`` seconds,
+        :class:`ChildHung`.
+        """
+        self.start(function, *args)
+        value: T = self.result(deadline)
+        return value
+
+    def wait(self) -> int:
+        """Wait status (waitpid(2)) of the child once it has ended."""
+        if self._status is None:
+            _, self._status = os.waitpid(self.pid, 0)
+        return self._status
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        """Send a signal and wait for the end: the wait status."""
+        if self._status is None:
+            os.kill(self.pid, number)
+        return self.wait()
+
+    def leave(self) -> int:
+        """Let the child exit by itself with status 0: the wait status."""
+        if self._requests >= 0:
+            os.close(self._requests)
+            self._requests = -1
+        return self.wait()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+        os.close(self._answers)
+        if self._requests >= 0:
+            os.close(self._requests)
+            self._requests = -1
+
+
+def run(function: Callable[[], T], deadline: float = DEADLINE) -> T:
+    """Value of ``function()`` run in a child of its own (closures allowed).
+
+    Raises as :meth:`Child.call` does.
+    """
+    answers, write_end = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(answers)
+            die_with_parent(parent)
+            _send(write_end, _answer(function, ()))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write_end)
+    child = Child._of(pid, answers)
+    with child:
+        value: T = child.result(deadline)
+        child.wait()
+        return value
+
+
+def die_with_parent(parent: int) -> None:
+    """First thing in a child. Be killed when the parent ends. A change of credentials cancels it (prctl(2))."""
+    faulthandler.disable()  # a child that is meant to die must not print a traceback
+    gc.disable()  # a collection would copy half the interpreter's pages after the fork
+    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def executed(
+    *command: str, before: Callable[[], object] | None = None, deadline: float = DEADLINE
+) -> str:
+    """What a program prints, executed by a forked child that ran ``before()`` first.
+
+    Raises ChildExited on a non-zero status (127: the program could not be executed, or
+    ``before`` raised), ChildKilled by a signal, ChildHung after ``deadline`` seconds.
+    """
+    answers, write_end = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(write_end, 1)
+            die_with_parent(parent)
+            if before is not None:
+                before()
+            os.execvp(command[0], command)
+        finally:
+            os._exit(127)
+    os.close(write_end)
+    child = Child._of(pid, answers)
+    text, until = b"", time.monotonic() + deadline
+    with child:
+        while True:
+            ready, _, _ = select.select([answers], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                raise ChildHung(f"{' '.join(command)} did not end within {deadline:g} s")
+            got = os.read(answers, 1 << 16)
+            if not got:
+                break
+            text += got
+        wait_status = child.wait()
+    if os.WIFSIGNALED(wait_status):
+        raise ChildKilled(os.WTERMSIG(wait_status))
+    if wait_status:
+        raise ChildExited(os.waitstatus_to_exitcode(wait_status))
+    return text.decode(errors="replace")

@@ -1,0 +1,94 @@
+"""Verdicts: what a run found out about each behaviour, gathered from pytest's reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import pytest
+
+
+class Verdict(str, Enum):
+    """What a run says of one behaviour."""
+
+    VERIFIED = "verified"
+    DEVIATES = "deviates"
+    FAILED = "failed"
+    NOT_VERIFIED = "not verified"
+    INCONCLUSIVE = "inconclusive"
+    BROKEN = "broken set-up"
+
+
+INCONCLUSIVE_PREFIX = "inconclusive: "
+# A later phase may only make a verdict worse.
+_RANK = [
+    Verdict.VERIFIED, Verdict.DEVIATES, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE,
+    Verdict.BROKEN, Verdict.FAILED,
+]  # fmt: skip
+
+
+@dataclass
+class Behaviour:
+    """One case: its pytest node id, statement and verdict. ``duration`` is seconds."""
+
+    id: str
+    chapter: str = ""
+    statement: str = ""
+    source: str = ""
+    claims: str = ""
+    verdict: Verdict = Verdict.VERIFIED
+    reason: str = ""
+    duration: float = 0.0
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def inconclusive(reason: str) -> Any:
+    """End the case: its control did not behave as a control must. Never a pass."""
+    pytest.skip(f"{INCONCLUSIVE_PREFIX}{reason}")
+
+
+def reason_of(report: pytest.TestReport) -> str:
+    """What a report says in words: the skip reason, or the failure's message."""
+    if hasattr(report, "wasxfail"):
+        return str(report.wasxfail).removeprefix("reason: ")
+    longrepr: Any = report.longrepr
+    if isinstance(longrepr, tuple):
+        return str(longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(longrepr, "reprcrash", None)
+    return str(crash.message if crash is not None else longrepr or "")
+
+
+def verdict_of(report: pytest.TestReport) -> tuple[Verdict, str] | None:
+    """Verdict and reason of one phase's report; None for a phase that merely went well."""
+    if report.passed:
+        return (Verdict.VERIFIED, "") if report.when == "call" else None
+    reason = reason_of(report)
+    if report.skipped:
+        if hasattr(report, "wasxfail"):
+            return Verdict.DEVIATES, reason
+        if reason.startswith(INCONCLUSIVE_PREFIX):
+            return Verdict.INCONCLUSIVE, reason.removeprefix(INCONCLUSIVE_PREFIX)
+        return Verdict.NOT_VERIFIED, reason
+    # --require turns a skip into a failure of the case, though it is raised in set-up.
+    broken = report.when != "call" and not reason.startswith("--require ")
+    return (Verdict.BROKEN if broken else Verdict.FAILED), reason
+
+
+def gather(behaviours: dict[str, Behaviour], report: pytest.TestReport) -> None:
+    """Add one report to what is known so far."""
+    properties = dict(report.user_properties)
+    found = behaviours.get(report.nodeid)
+    if found is None:
+        found = behaviours[report.nodeid] = Behaviour(
+            report.nodeid,
+            str(properties.get("chapter", "")),
+            str(properties.get("statement", "")),
+            str(properties.get("source", "")),
+            str(properties.get("claim", "")),
+        )
+    found.duration += report.duration
+    found.notes |= {k: str(properties[k]) for k in ("mended", "known") if k in properties}
+    judged = verdict_of(report)
+    if judged and _RANK.index(judged[0]) >= _RANK.index(found.verdict):
+        found.verdict, found.reason = judged

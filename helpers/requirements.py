@@ -1,0 +1,157 @@
+"""What a case needs, declared by ``@pytest.mark.needs(...)`` and judged before it runs.
+
+A requirement is a facility's name (:data:`helpers.facilities.PROBES`), a capability
+(``CAP_IPC_LOCK``: effective now), or one with an amount:
+
+``lock:N``     kernel rules allow to lock N pages here (capability, or soft RLIMIT_MEMLOCK)
+``lock-all``   the same for the whole address space, as mlockall needs
+``limit:N``    a soft RLIMIT_MEMLOCK of N pages can be set (the hard limit is not below it)
+``budget:N``   N pages are within --memory-budget
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from helpers import privilege
+from helpers.facilities import PROBES, Facility
+from helpers.libc import PAGE
+
+AMOUNTS = ("lock", "limit", "budget")
+PLAIN = ("lock-all",)
+
+
+class UnknownRequirement(ValueError):
+    """A name that is no facility, capability or amount."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A requirement that is not met: name, constant reason, what was seen, remedy."""
+
+    name: str
+    reason: str
+    detail: str
+    remedy: str
+
+    def __str__(self) -> str:
+        detail = f" ({self.detail})" if self.detail else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"needs {self.name}: {self.reason}{detail}{remedy}"
+
+
+def names() -> list[str]:
+    """Every requirement name that ``--require`` and ``needs`` know, without amounts."""
+    return sorted([*PROBES, *privilege.CAPABILITIES, *AMOUNTS, *PLAIN])
+
+
+def base(requirement: str) -> str:
+    """The name without its amount. Raises UnknownRequirement with the nearest names."""
+    name, colon, amount = requirement.partition(":")
+    if name in AMOUNTS:
+        if not (colon and amount.isdigit() and int(amount) > 0):
+            raise UnknownRequirement(f"{name} wants an amount of pages: {name}:8")
+    elif colon or name not in names():
+        raise UnknownRequirement(
+            f"unknown requirement {requirement!r}; known: {', '.join(names())}"
+        )
+    return name
+
+
+def wanted(option: str) -> frozenset[str]:
+    """The names in a ``--require`` option (``all`` stands for every name).
+
+    Raises UnknownRequirement.
+    """
+    found: set[str] = set()
+    for name in filter(None, (part.strip() for part in option.split(","))):
+        if name == "all":
+            found.update(names())
+        elif name in AMOUNTS:
+            found.add(name)
+        else:
+            found.add(base(name))
+    return frozenset(found)
+
+
+def _capability(name: str) -> Missing | None:
+    if privilege.has(name):
+        return None
+    inside = "" if privilege.in_initial_user_namespace() else "it counts only in a user namespace"
+    short = name.removeprefix("CAP_")
+    return Missing(
+        name, "capability not effective", inside,
+        f"run as root with it (podman, docker: --cap-add {short})",
+    )  # fmt: skip
+
+
+def _kilobytes(size: int) -> str:
+    return "unlimited" if size == privilege.INFINITE else f"{size // 1024} kB"
+
+
+def _lock(name: str, size: int) -> Missing | None:
+    if privilege.may_lock(size):
+        return None
+    soft = _kilobytes(privilege.memlock_limit()[0])
+    return Missing(
+        name, "may not lock that much", f"RLIMIT_MEMLOCK is {soft}, CAP_IPC_LOCK not effective",
+        f"ulimit -l {size // 1024 + 1} or more (podman, docker: --ulimit memlock={size + 1024} "
+        "or --cap-add IPC_LOCK)",
+    )  # fmt: skip
+
+
+def _limit(name: str, size: int) -> Missing | None:
+    hard = privilege.memlock_limit()[1]
+    if hard == resource.RLIM_INFINITY or hard >= size:
+        return None
+    return Missing(
+        name, "the hard RLIMIT_MEMLOCK is too low for the case", _kilobytes(hard),
+        f"ulimit -H -l {size // 1024} or more (podman, docker: --ulimit memlock={size})",
+    )  # fmt: skip
+
+
+def missing(requirement: str, survey: Mapping[str, Facility], budget: int) -> Missing | None:
+    """Why the requirement is not met here, or None. ``budget`` is in bytes."""
+    name, _, amount = requirement.partition(":")
+    size = int(amount or 0) * PAGE
+    if name in privilege.CAPABILITIES:
+        return _capability(name)
+    if name == "lock":
+        return _facility("lock-calls", survey) or _lock(requirement, size)
+    if name == "lock-all":
+        # An address space is never larger than this in practice; unlimited or capable.
+        if privilege.has("CAP_IPC_LOCK") or privilege.memlock_limit()[0] == privilege.INFINITE:
+            return _facility("lock-calls", survey)
+        return Missing(
+            name, "may not lock the whole address space", "",
+            "CAP_IPC_LOCK or ulimit -l unlimited (podman, docker: --cap-add IPC_LOCK)",
+        )  # fmt: skip
+    if name == "limit":
+        return _facility("lock-calls", survey) or _limit(requirement, size)
+    if name == "budget":
+        if size <= budget:
+            return None
+        return Missing(
+            name, "more than the memory budget", f"{size // 1024} kB of {budget // 1024} kB",
+            f"--memory-budget {size // (1 << 20) + 1}M",
+        )  # fmt: skip
+    return _facility(name, survey)
+
+
+def _facility(name: str, survey: Mapping[str, Facility]) -> Missing | None:
+    found = survey[name]
+    if found.available:
+        return None
+    return Missing(name, found.reason, found.detail, found.remedy)
+
+
+def first_missing(
+    requirements: Iterable[str], survey: Mapping[str, Facility], budget: int
+) -> Missing | None:
+    """The first requirement that is not met, or None."""
+    for requirement in requirements:
+        if found := missing(requirement, survey, budget):
+            return found
+    return None
