@@ -197,7 +197,7 @@ def _crashed(item: pytest.Item, cause: str, started: float, took: float) -> pyte
     return pytest.TestReport(
         nodeid=item.nodeid,
         location=item.location,
-        keywords={name: 1 for name in item.keywords},
+        keywords=dict.fromkeys(item.keywords, 1),
         outcome="failed",
         longrepr=f"{path}:{(line or 0) + 1}: the case was {cause}"
         if not cause.startswith(("hung", "left"))

@@ -33,10 +33,11 @@ class UnknownArchitecture(RuntimeError):
 
 # Numbers from arch/*/entry/syscalls/*.tbl and include/uapi/asm-generic/unistd.h.
 _ORDER = (
-    "mlock munlock mlockall munlockall mlock2 mincore madvise msync mremap munmap mprotect brk "
-    "remap_file_pages capget capset move_pages mbind set_mempolicy userfaultfd memfd_create "
-    "perf_event_open"
-).split()
+    "mlock", "munlock", "mlockall", "munlockall", "mlock2", "mincore",
+    "madvise", "msync", "mremap", "munmap", "mprotect", "brk",
+    "remap_file_pages", "capget", "capset", "move_pages", "mbind", "set_mempolicy",
+    "userfaultfd", "memfd_create", "perf_event_open",
+)  # fmt: skip
 _GENERIC = (
     228, 229, 230, 231, 284, 232, 233, 227, 216, 215, 226, 214,
     234, 90, 91, 239, 235, 237, 282, 279,

@@ -239,7 +239,10 @@ def run(function: Callable[[], T], deadline: float = DEADLINE) -> T:
 
 
 def die_with_parent(parent: int) -> None:
-    """First thing in a child. Be killed when the parent ends. A change of credentials cancels it (prctl(2))."""
+    """First thing in a child: be killed when the parent ends.
+
+    A change of credentials cancels it (prctl(2)).
+    """
     faulthandler.disable()  # a child that is meant to die must not print a traceback
     gc.disable()  # a collection would copy half the interpreter's pages after the fork
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -105,7 +105,7 @@ def parse_smaps(text: str) -> list[Vma]:
                     head.line,
                     flags,
                     fields,
-                )  # fmt: skip
+                )
             )
 
     for line in text.splitlines():

@@ -12,6 +12,7 @@ import os
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from helpers.libc import PAGE
 
@@ -102,7 +103,7 @@ def runs(numbers: Iterable[int], bridge: int = _BRIDGE) -> list[tuple[int, int]]
         return []
     reach = bridge + 1
     # One comprehension over neighbours: the loop that matters for a gigabyte of pages.
-    breaks = [i for i, (a, b) in enumerate(zip(ordered, ordered[1:]), 1) if b - a > reach]
+    breaks = [i for i, (a, b) in enumerate(pairwise(ordered), 1) if b - a > reach]
     starts = [0, *breaks]
     ends = [*breaks, len(ordered)]
     return [(ordered[s], ordered[e - 1] - ordered[s] + 1) for s, e in zip(starts, ends)]

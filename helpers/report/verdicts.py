@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import pytest
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What a run says of one behaviour."""
 
     VERIFIED = "verified"
