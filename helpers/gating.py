@@ -188,8 +188,7 @@ def statement(item: pytest.Item) -> str:
 
 def _describe(item: pytest.Item) -> None:
     """Statement, chapter, sources and claims travel with every report (JUnit, workers)."""
-    parts = item.nodeid.split("/")
-    item.user_properties.append(("chapter", parts[-2] if len(parts) > 1 else ""))
+    item.user_properties.append(("chapter", item.path.parent.name))
     item.user_properties.append(("statement", statement(item)))
     for name in ("source", "claim"):
         if texts := _texts(item, name):
