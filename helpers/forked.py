@@ -24,6 +24,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from helpers import evidence, libc
+from helpers.pressure import session
 from helpers.process import signal_name
 
 _LENGTH = 8
@@ -48,7 +49,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     # A case that is skipped as a whole needs no process.
     run = runtestprotocol if item.get_closest_marker("skip") else _in_child
-    for report in run(item, log=False, nextitem=nextitem):
+    with session.turn(item):
+        reports = run(item, log=False, nextitem=nextitem)
+    for report in reports:
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
@@ -73,6 +76,7 @@ def _in_child(
     finally:
         os.close(read_end)
         status = _end(pid)
+        session.after_case(item, pid)
     if len(data) > _LENGTH:
         message = json.loads(data[_LENGTH:])
         if isinstance(message, list):
