@@ -39,10 +39,15 @@ class Missing:
     detail: str
     remedy: str
 
+    @property
+    def constant(self) -> str:
+        """The part of the reason that is the same on every machine."""
+        return f"needs {self.name}: {self.reason}"
+
     def __str__(self) -> str:
         detail = f" ({self.detail})" if self.detail else ""
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"needs {self.name}: {self.reason}{detail}{remedy}"
+        return f"{self.constant}{detail}{remedy}"
 
 
 def names() -> list[str]:
