@@ -128,7 +128,8 @@ class Result:
         """Short name: kernel, architecture, page size where it is not the usual one."""
         size = int(self.run["page_size"]) // 1024
         pages = "" if size == 4 else f" {size}K"
-        return f"{self.kernel} {self.run['architecture']}{pages}"
+        text = f"{self.kernel} {self.run['architecture']}{pages}"
+        return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def find(path: Path) -> Path:
