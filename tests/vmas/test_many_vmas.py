@@ -1,5 +1,6 @@
 """One call over many VMAs: every one gets the flag, none is left out, the ends are exact."""
 
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -129,7 +130,7 @@ def assorted(none=False):
                 for i, (_, how, used, page, perms) in enumerate(rows)
             ],
         )
-    libc.os.close(fd)
+    os.close(fd)
 
 
 def marked(rows, lock):
