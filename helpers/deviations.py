@@ -85,6 +85,13 @@ def _dontunmap_strips() -> bool:
     return found is not None and found[1] == 0
 
 
+def _merging_range_enomem() -> bool:
+    with memory.mapping("private", 3) as three:
+        three.touch()
+        libc.mlock(three.at(1), PAGE)
+        return libc.outcome(libc.mlock, three.addr, three.size) == "ENOMEM"
+
+
 def _huge_lock_overflows() -> bool:
     # 2^32 pages: the page count wraps to 0 in an int.
     size = (1 << 32) * PAGE
@@ -124,6 +131,14 @@ KNOWN = {
             "only the moved part of the source loses its lock",
             (5, 7, 0), (7, 2, 13), "mm/mremap.c dontunmap_complete", _dontunmap_strips,
             "the split before VM_LOCKED_CLEAR_MASK (in 6.1.192, 7.2.13, 7.3.4)",
+        ),
+        Deviation(
+            "merging-range-enomem",
+            "a lock over VMAs that merge while the call walks over them gives ENOMEM, though "
+            "nothing is missing",
+            "0",
+            (6, 3, 0), (6, 5, 0), "mm/mlock.c apply_vma_lock_flags (commit 37598f5a9d8b)",
+            _merging_range_enomem, "commit 2658f94d6792 (in 6.5)",
         ),
         Deviation(
             "huge-lock-overflows",
