@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -131,9 +132,24 @@ def vmas(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
     return _overlapping(parse_maps(_read(f"/proc/{pid}/maps")), low, high)
 
 
+_RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
+
+
+def _within(text: str, low: int, high: int) -> str:
+    """The part of a smaps text about VMAs overlapping [low, high): parsing all costs most."""
+    first, last = len(text), len(text)
+    for head in _RANGE.finditer(text):
+        if int(head[1], 16) >= high:
+            last = head.start()
+            break
+        if int(head[2], 16) > low:
+            first = min(first, head.start())
+    return text[first:last]
+
+
 def smaps(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
     """VMAs overlapping [low, high) from smaps, with flags and counters."""
-    return _overlapping(parse_smaps(_read(f"/proc/{pid}/smaps")), low, high)
+    return parse_smaps(_within(_read(f"/proc/{pid}/smaps"), low, high))
 
 
 def at(addr: int, pid: int | str = "self") -> Vma:
