@@ -59,12 +59,21 @@ def onfault_letters(flags: str) -> str:
     return "lf" if " lf" in f" {flags}" else "??"
 
 
-def _read(path: str) -> str:
+_START = re.compile(rb"^([0-9a-f]+)-[0-9a-f]+ ", re.MULTILINE)
+_END = 1 << 64
+
+
+def _read(path: str, high: int) -> str:
+    """The file, at least up to the VMA that begins at or behind ``high``."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         chunks = []
         while chunk := os.read(fd, 1 << 18):
             chunks.append(chunk)
+            # The kernel ends a chunk with a VMA's last line, and walks the page tables of
+            # every VMA it prints: stop where nobody asks any more.
+            if any(int(start, 16) >= high for start in _START.findall(chunk)):
+                break
     finally:
         os.close(fd)
     return b"".join(chunks).decode(errors="surrogateescape")
@@ -124,12 +133,9 @@ def _overlapping(vmas: list[Vma], low: int, high: int) -> list[Vma]:
     return [v for v in vmas if v.start < high and v.end > low]
 
 
-_END = 1 << 64
-
-
 def vmas(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
     """VMAs overlapping [low, high) from maps (no flags: cheap)."""
-    return _overlapping(parse_maps(_read(f"/proc/{pid}/maps")), low, high)
+    return _overlapping(parse_maps(_read(f"/proc/{pid}/maps", high)), low, high)
 
 
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
@@ -149,7 +155,7 @@ def _within(text: str, low: int, high: int) -> str:
 
 def smaps(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
     """VMAs overlapping [low, high) from smaps, with flags and counters."""
-    return parse_smaps(_within(_read(f"/proc/{pid}/smaps"), low, high))
+    return parse_smaps(_within(_read(f"/proc/{pid}/smaps", high), low, high))
 
 
 def at(addr: int, pid: int | str = "self") -> Vma:
@@ -183,7 +189,7 @@ def locked_kb(pid: int | str = "self") -> int:
 
 def rollup_kb(name: str = "Locked", pid: int | str = "self") -> int:
     """A counter of smaps_rollup in kB. ``Locked`` there is a PSS: shared pages count in parts."""
-    for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+    for line in _read(f"/proc/{pid}/smaps_rollup", _END).splitlines():
         key, _, value = line.partition(":")
         if key == name:
             return int(value.split()[0])
