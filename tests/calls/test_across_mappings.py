@@ -39,13 +39,12 @@ def five_mappings():
         yield region
 
 
-@BOTH
 @EVERY_LOCK
-def test_lock_reaches_from_inside_the_first_to_inside_the_last(calls, how):
+def test_lock_reaches_from_inside_the_first_to_inside_the_last(how):
     """A lock from the middle of one mapping to the middle of another locks, and a full one
     populates, every page between, and no other."""
     with five_mappings() as region:
-        issue(calls, how, region.at(1), 8 * PAGE)
+        issue(libc.RAW, how, region.at(1), 8 * PAGE)
         lock = "lo lf" if how == LOCKS["onfault"] else "lo"
         assert shape(region) == [
             (0, 1, ""),
@@ -62,14 +61,13 @@ def test_lock_reaches_from_inside_the_first_to_inside_the_last(calls, how):
         ], "a full lock populates those pages, a lock on fault none"
 
 
-@BOTH
 @pytest.mark.parametrize("how", [LOCKS["mlock"], LOCKS["onfault"]], ids=["lo", "lf"])
-def test_munlock_reaches_from_inside_the_first_to_inside_the_last(calls, how):
+def test_munlock_reaches_from_inside_the_first_to_inside_the_last(how):
     """munlock from the middle of one mapping to the middle of another unlocks every page
     between, and no other."""
     with five_mappings() as region:
         issue(libc.RAW, how, region.addr, region.size)
-        calls.munlock(region.at(1), 8 * PAGE)
+        libc.munlock(region.at(1), 8 * PAGE)
         lock = "lo lf" if how == LOCKS["onfault"] else "lo"
         assert shape(region) == [
             (0, 1, lock),

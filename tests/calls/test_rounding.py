@@ -76,9 +76,12 @@ def test_lock_rounds_outward_to_whole_pages(calls, how):
         )
 
 
-@BOTH
 @pytest.mark.claim("W5")
-@pytest.mark.parametrize("how", [LOCKS["mlock"], LOCKS["onfault"]], ids=["mlock", "onfault"])
+@pytest.mark.parametrize(
+    ("calls", "how"),
+    [(libc.RAW, LOCKS["mlock"]), (libc.GLIBC, LOCKS["onfault"])],
+    ids=["syscall-lo", "libc-lf"],
+)
 def test_munlock_rounds_outward_to_whole_pages(calls, how):
     """munlock unlocks every page that holds one of its bytes, and no other."""
     for (offset, length), pages in RANGES.items():
@@ -144,21 +147,20 @@ def test_any_length_locks_and_unlocks(length):
         assert pagemap.present(region.addr, region.pages) == present, "still resident"
 
 
-@BOTH
 @pytest.mark.parametrize("length", [8, 1024, 2 * PAGE])
-def test_heap_block_locks_like_any_other_memory(calls, length):
+def test_heap_block_locks_like_any_other_memory(length):
     """mlock of a block that malloc returned locks the whole pages around it."""
     block = ctypes.create_string_buffer(length)
     start = ctypes.addressof(block)
     low, high = start & -PAGE, -(-(start + length) // PAGE) * PAGE
     before = status.vmlck_pages()
-    calls.mlock(start, length)
+    libc.GLIBC.mlock(start, length)
     counted = status.vmlck_pages() - before
     shape = maps.layout(low, high, PAGE)
     assert counted == (high - low) // PAGE, "VmLck grows by the pages the block touches"
     assert shape == [(0, (high - low) // PAGE, "lo")], "those pages are lo"
     assert all(pagemap.present(low, (high - low) // PAGE)) is True, "and resident"
-    calls.munlock(start, length)
+    libc.GLIBC.munlock(start, length)
     assert status.vmlck_pages() == before, "VmLck is back where it was"
 
 
@@ -166,9 +168,8 @@ ANY_CALL = {**LOCKS, "munlock": ("munlock",)}
 EVERY_CALL = pytest.mark.parametrize("how", ANY_CALL.values(), ids=ANY_CALL)
 
 
-@BOTH
 @EVERY_CALL
-def test_zero_length_does_nothing(calls, how):
+def test_zero_length_does_nothing(how):
     """Length 0 from a page boundary succeeds and does nothing, whether the address is mapped,
     unmapped or NULL."""
     with mapping("private", 4) as region:
@@ -176,7 +177,8 @@ def test_zero_length_does_nothing(calls, how):
         libc.munmap(region.at(3), PAGE)
         before = status.vmlck_pages()
         seen = {
-            name: libc.outcome(issue, calls, how, addr, 0)
+            (name, calls): libc.outcome(issue, calls, how, addr, 0)
+            for calls in (libc.RAW, libc.GLIBC)
             for name, addr in (
                 ("unlocked", region.addr),
                 ("locked", region.at(1)),
@@ -193,15 +195,14 @@ def test_zero_length_does_nothing(calls, how):
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
 
-@BOTH
 @EVERY_CALL
-def test_zero_length_inside_a_page_means_that_page(calls, how):
+def test_zero_length_inside_a_page_means_that_page(how):
     """Length 0 from inside a page acts on that page: the end is rounded up after the start's
     offset was added."""
     with mapping("private", 3) as region:
         if how == ANY_CALL["munlock"]:
             libc.mlock(region.addr, region.size)
-        issue(calls, how, region.at(1) + 1, 0)
+        issue(libc.RAW, how, region.at(1) + 1, 0)
         others, page = {"munlock": ("lo", ""), "onfault": ("", "lo lf")}.get(
             next(name for name, value in ANY_CALL.items() if value == how), ("", "lo")
         )

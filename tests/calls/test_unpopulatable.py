@@ -16,8 +16,11 @@ from helpers.observe import maps, pagemap, status
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:8"), pytest.mark.source("mlock(2) ERRORS")]
 
 BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
-FULL = {"mlock": ("mlock",), "mlock2": ("mlock2", 0)}
-EVERY_FULL_LOCK = pytest.mark.parametrize("how", FULL.values(), ids=FULL)
+MIXED = pytest.mark.parametrize(
+    ("calls", "how"),
+    [(libc.GLIBC, ("mlock",)), (libc.RAW, ("mlock2", 0))],
+    ids=["libc mlock", "syscall mlock2"],
+)
 ANONYMOUS = pytest.mark.parametrize("kind", ["private", "shared"])
 
 
@@ -30,8 +33,7 @@ def shape(region):
     return maps.layout(region.addr, region.end, PAGE)
 
 
-@BOTH
-@EVERY_FULL_LOCK
+@MIXED
 @ANONYMOUS
 def test_lock_of_prot_none_reports_enomem_but_locks(calls, how, kind):
     """mlock of PROT_NONE memory gives ENOMEM, and yet the range is locked and counted with
@@ -64,16 +66,15 @@ def test_onfault_lock_of_prot_none_succeeds(calls):
         assert seen == "ok", "nothing is to be populated, so nothing fails"
 
 
-@EVERY_FULL_LOCK
 @pytest.mark.parametrize("inner", [(2, 2), (0, 2), (4, 2)], ids=["middle", "start", "end"])
-def test_lock_across_prot_none_stops_populating_there(how, inner):
+def test_lock_across_prot_none_stops_populating_there(inner):
     """A lock over accessible and PROT_NONE memory gives ENOMEM and locks all of it; only what
     lies before the inaccessible part is populated."""
     first, pages = inner
     with mapping("private", 6) as region:
         libc.mprotect(region.at(first), pages * PAGE, PROT_NONE)
         before = status.vmlck_pages()
-        seen = libc.outcome(issue, libc.RAW, how, region.addr, region.size)
+        seen = libc.outcome(libc.mlock, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == "ENOMEM", "a part cannot be populated"
         locks = [lock for _, _, lock in shape(region)]
@@ -84,13 +85,12 @@ def test_lock_across_prot_none_stops_populating_there(how, inner):
         )
 
 
-@EVERY_FULL_LOCK
-@pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "memfd-shared"])
-def test_lock_of_write_only_memory_populates(how, kind):
+@pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "file-shared"])
+def test_lock_of_write_only_memory_populates(kind):
     """mlock of PROT_WRITE memory, which its owner cannot read, populates it (LTP mlock04)."""
     with mapping(kind, 4, prot=PROT_WRITE) as region:
         before = status.vmlck_pages()
-        seen = libc.outcome(issue, libc.RAW, how, region.addr, region.size)
+        seen = libc.outcome(libc.mlock, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == "ok", "no read permission is needed"
         assert shape(region) == [(0, 4, "lo")], "the range is lo"
@@ -98,9 +98,8 @@ def test_lock_of_write_only_memory_populates(how, kind):
         assert pagemap.present_count(region.addr, 4) == 4, "all of it is resident"
 
 
-@EVERY_FULL_LOCK
 @ANONYMOUS
-def test_lock_of_execute_only_memory(how, kind):
+def test_lock_of_execute_only_memory(kind):
     """mlock of PROT_EXEC memory populates it, unless the processor keeps it from being read by
     a protection key: then ENOMEM, and the lock stays."""
     with mapping(kind, 4, prot=PROT_EXEC) as region:
@@ -108,7 +107,7 @@ def test_lock_of_execute_only_memory(how, kind):
         # read access, which population respects (arch_vma_access_permitted()).
         keyed = maps.at(region.addr).field_kb("ProtectionKey") != 0
         before = status.vmlck_pages()
-        seen = libc.outcome(issue, libc.RAW, how, region.addr, region.size)
+        seen = libc.outcome(libc.mlock, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == ("ENOMEM" if keyed else "ok"), "no read permission is needed"
         assert shape(region) == [(0, 4, "lo")], "the range is lo"
@@ -140,8 +139,7 @@ def short_file():
 BEYOND = pytest.mark.parametrize("kind", ["memfd-private", "memfd-shared"])
 
 
-@BOTH
-@EVERY_FULL_LOCK
+@MIXED
 @BEYOND
 def test_lock_past_end_of_file_reports_enomem_but_locks(calls, how, kind, short_file):
     """mlock of a file mapping that reaches past the end of the file gives ENOMEM; all of it is
