@@ -4,6 +4,8 @@ A process has two states: how each mapping is locked, and how the next one will 
 call with MCL_CURRENT sets the first for all mappings, and every call sets the second.
 """
 
+from itertools import pairwise
+
 import pytest
 
 from helpers import libc
@@ -76,42 +78,50 @@ def new(flags):
     return (kind(flags), 0 if flags & MCL_ONFAULT else PAGES)
 
 
-def walk(first, second):
-    """Maps a, first call, maps b, second call, maps c: what a, b, c are in the end, and how
-    many pages b and c had when they were made."""
+def made(flags):
+    """(lock, resident pages) of a mapping made after a call, once its first page is written."""
+    lock, populated = new(flags)
+    return lock, max(populated, 1)
+
+
+def tour():
+    """The calls in an order that has every ordered pair of them once (a de Bruijn sequence)."""
+    names = list(CALLS)
+    steps = []
+    for index, name in enumerate(names):
+        steps.append(name)
+        for other in names[index + 1 :]:
+            steps += [name, other]
+    return [*steps, names[0]]
+
+
+def test_every_call_after_every_other():
+    """Each call decides anew what is locked now, if it has MCL_CURRENT, and what will be
+    locked: MCL_FUTURE and MCL_ONFAULT of the call before are forgotten."""
+    steps = tour()
+    seen, wanted = {}, {}
     with mapping("private", 3 * SLOT, prot=libc.PROT_NONE) as area:
         try:
             place(area, 0)
-            call(first)
-            fresh = [place(area, 1)]
-            call(second)
-            fresh.append(place(area, 2))
-            found = state(area, (0, 1, 2))
+            place(area, 1)
+            oldest = older = ("", 1)
+            for number, (before, name) in enumerate(pairwise(["nothing", *steps])):
+                flags = CALLS[name]
+                call(flags)
+                last, newest = 1 + number % 2, 2 - number % 2
+                populated = place(area, newest)
+                oldest, older = existing(flags, oldest), existing(flags, older)
+                step = f"{name} after {before}"
+                wanted[step] = (oldest, older, made(flags), new(flags)[1])
+                seen[step] = (*state(area, (0, last, newest)), populated)
+                older = made(flags)
         finally:
             libc.munlockall()
-    return found, fresh
-
-
-def model(first, second):
-    """What :func:`walk` must see. A mapping's first page is written when it is made."""
-
-    def made(flags):
-        lock, populated = new(flags)
-        return lock, max(populated, 1)
-
-    a = existing(first, ("", 1))
-    b = made(first)
-    found = [existing(second, a), existing(second, b), made(second)]
-    return found, [new(first)[1], new(second)[1]]
-
-
-@pytest.mark.parametrize("first", CALLS.values(), ids=CALLS)
-def test_each_call_after_this_one(first):
-    """After this call, each call decides anew what is locked now, if it has MCL_CURRENT, and
-    what will be locked: MCL_FUTURE and MCL_ONFAULT of earlier calls are forgotten."""
-    seen = {name: walk(first, second) for name, second in CALLS.items()}
-    wanted = {name: model(first, second) for name, second in CALLS.items()}
-    assert seen == wanted, "(lock, resident) of the mappings made before, between, after the calls"
+    assert len(seen) == len(CALLS) ** 2 + 1, "every ordered pair of calls, and the first call"
+    assert seen == wanted, (
+        "(lock, resident pages) of the oldest mapping, the one made before the call, the one "
+        "made after it, and what mmap populated of that"
+    )
 
 
 @pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
