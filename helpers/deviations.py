@@ -59,6 +59,13 @@ def _wrapping_length() -> bool:
         )
 
 
+def _onfault_prot_none() -> bool:
+    with memory.mapping("private", 2, prot=libc.PROT_NONE) as two:
+        return libc.outcome(
+            libc.mlock2, two.addr, two.size, libc.MLOCK_ONFAULT
+        ) == "ENOMEM" and maps.layout(two.addr, two.end, PAGE) == [(0, 2, "lo lf")]
+
+
 def _dontunmap(pages: int, moved: int) -> tuple[int, int] | None:
     """(VmLck change in pages, locked pages left in the source) after a move, or None."""
     with memory.mapping("private", pages) as source:
@@ -116,6 +123,13 @@ KNOWN = {
             "EINVAL: addr + len overflows",
             (2, 6, 0), None, "mlock(2) ERRORS; PAGE_ALIGN in mm/mlock.c do_mlock",
             _wrapping_length,
+        ),
+        Deviation(
+            "onfault-populates-prot-none",
+            "mlock2(MLOCK_ONFAULT) of PROT_NONE memory gives ENOMEM, having locked it",
+            "0: a lock on fault populates nothing, so nothing can fail",
+            (4, 4, 0), (5, 18, 0), "populate_vma_page_range in mm/gup.c",
+            _onfault_prot_none, "b67bf49ce7aa (in 5.18)",
         ),
         Deviation(
             "dontunmap-leaks-vmlck",

@@ -30,11 +30,6 @@ KINDS = (
 """Kinds :func:`mapping` makes: anonymous, over a memfd, over a file on disk."""
 
 
-# A hint, below the program itself where there is room: smaps is in order of addresses, and
-# reading it up to the region is then 20 times cheaper than walking the interpreter's VMAs.
-_LOW = 1 << 20
-
-
 @dataclass(frozen=True)
 class Region:
     """A range of whole pages in this process. ``addr`` and ``size`` are bytes."""
@@ -85,6 +80,22 @@ class Region:
         return b"".join(ctypes.string_at(a, 1) for a in range(self.addr, self.end, PAGE))
 
 
+_next = 1 << 33 if libc.WORD_BITS == 64 else 0
+
+
+def _reserve(size: int) -> int:
+    """An inaccessible mapping low in the address space, where the kernel has room for it.
+
+    smaps is written in the order of addresses, at the cost of a page-table walk for each
+    VMA: below the program and its libraries, a region is in the first lines.
+    """
+    global _next
+    addr = libc.mmap(_next, size, libc.PROT_NONE)
+    if _next:
+        _next += size + PAGE
+    return addr
+
+
 @contextmanager
 def mapping(
     kind: str = "private",
@@ -115,7 +126,7 @@ def mapping(
     how = libc.MAP_SHARED if kind.endswith("shared") else libc.MAP_PRIVATE
     if used < 0:
         how |= libc.MAP_ANONYMOUS
-    base = libc.mmap(_LOW, size + 2 * PAGE, libc.PROT_NONE)
+    base = _reserve(size + 2 * PAGE)
     try:
         addr = libc.mmap(base + PAGE, size, prot, how | libc.MAP_FIXED | flags, used, offset)
         region = Region(addr, size, kind, used)
