@@ -9,6 +9,7 @@ through the block, the VMAs and page flags of the range are recorded (see
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -80,6 +81,22 @@ class Region:
         return b"".join(ctypes.string_at(a, 1) for a in range(self.addr, self.end, PAGE))
 
 
+_crowd = libc.mmap(0, PAGE, libc.PROT_NONE)
+libc.munmap(_crowd, PAGE)
+_places = itertools.count()
+
+
+def _aside() -> int:
+    """A hint far below the interpreter's mappings, another one each time.
+
+    The kernel fills its mmap area from one end. Near that end, a hole that a case makes
+    would be large enough (with 64 KiB pages) for the interpreter's next buffer.
+    """
+    if libc.WORD_BITS < 64:
+        return 0
+    return _crowd - (8 << 30) - (next(_places) << 28)
+
+
 @contextmanager
 def mapping(
     kind: str = "private",
@@ -110,7 +127,7 @@ def mapping(
     how = libc.MAP_SHARED if kind.endswith("shared") else libc.MAP_PRIVATE
     if used < 0:
         how |= libc.MAP_ANONYMOUS
-    base = libc.mmap(0, size + 2 * PAGE, libc.PROT_NONE)
+    base = libc.mmap(_aside(), size + 2 * PAGE, libc.PROT_NONE)
     try:
         addr = libc.mmap(base + PAGE, size, prot, how | libc.MAP_FIXED | flags, used, offset)
         region = Region(addr, size, kind, used)
