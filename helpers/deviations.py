@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers import libc, memory, process
+from helpers import libc, memory, process, vdso
 from helpers.libc import PAGE
 from helpers.observe import maps, status
 
@@ -94,10 +94,31 @@ def _huge_lock_overflows() -> bool:
     except OSError:
         return False
     before = status.vmlck_kb()
-    return (
-        libc.outcome(libc.mlock2, addr, size, libc.MLOCK_ONFAULT) == "ok"
-        and status.vmlck_kb() == before
-    )
+    # ENOMEM in 5.10, where PROT_NONE fails even on-fault locks; the lock stays all the same.
+    seen = libc.outcome(libc.mlock2, addr, size, libc.MLOCK_ONFAULT)
+    return seen in {"ok", "ENOMEM"} and maps.at(addr).locked and status.vmlck_kb() == before
+
+
+def _special_mapping_locked() -> bool:
+    libc.mlockall(libc.MCL_FUTURE)
+    low, high = vdso.map_again()
+    return any(v.locked for v in maps.smaps(low=low, high=high))
+
+
+def _droppable_locked() -> bool:
+    libc.mlockall(libc.MCL_FUTURE)
+    how = libc.MAP_DROPPABLE | libc.MAP_ANONYMOUS
+    return maps.at(libc.mmap(0, PAGE, libc.PROT_RW, how)).locked
+
+
+def _merge_enomem() -> bool:
+    for locked in (0, 1, 2):
+        with memory.mapping("private", 3) as three:
+            three.touch()
+            libc.mlock(three.at(locked), PAGE)
+            if libc.outcome(libc.mlock, three.addr, three.size) == "ENOMEM":
+                return True
+    return False
 
 
 KNOWN = {
@@ -131,6 +152,28 @@ KNOWN = {
             "VmLck grows by 2^32 pages",
             (2, 6, 0), (7, 3, 0), "int nr_pages in mm/mlock.c mlock_fixup",
             _huge_lock_overflows, "long nr_pages in mlock_fixup (in 7.3.4)",
+        ),
+        Deviation(
+            "special-mapping-locked",
+            "a special mapping (vdso) made under MCL_FUTURE is marked lo, uncounted; unmapping "
+            "it takes its pages out of VmLck",
+            "special mappings are never locked",
+            (2, 6, 18), (5, 18, 0), "mm/mmap.c __install_special_mapping",
+            _special_mapping_locked, "VM_LOCKED_CLEAR_MASK in __install_special_mapping (5.18)",
+        ),
+        Deviation(
+            "droppable-locked",
+            "a MAP_DROPPABLE mapping made under MCL_FUTURE is marked lo",
+            "droppable memory is never locked",
+            (6, 11, 0), (7, 2, 13), "mm/mmap.c do_mmap", _droppable_locked,
+            "its mending (in 6.12.107, 6.18.44, 7.2.13)",
+        ),
+        Deviation(
+            "merge-enomem",
+            "mlock of a range whose VMAs merge while it is locked fails with ENOMEM",
+            "the whole range is mapped: 0",
+            (6, 3, 0), (6, 5, 0), "mm/mlock.c apply_vma_lock_flags", _merge_enomem,
+            "mm/mlock: fix vma iterator conversion of apply_vma_lock_flags()",
         ),
     )
 }  # fmt: skip
