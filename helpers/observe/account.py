@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from helpers.libc import PAGE, PAGE_KB
 from helpers.memory import Region
@@ -20,15 +19,24 @@ FREE, LOCKED, ONFAULT = "-", "L", "F"
 """Letters of :attr:`Account.pages`: not locked (or not mapped); ``lo``; ``lo lf``."""
 
 
-@dataclass(frozen=True)
-class Account:
-    """Locked pages by each witness, and the state of every page of one range."""
+class Account(str):
+    """Locked pages by each witness, and the state of every page of one range.
+
+    A string, so that a comparison that fails shows both accounts as lines side by side.
+    """
 
     vmlck: float
     lo: float
-    locked: float
-    rollup: float
     pages: str
+
+    def __new__(cls, vmlck: float, lo: float, locked: float, rollup: float, pages: str) -> Account:
+        """The text; ``locked`` and ``rollup`` are Locked in smaps and in smaps_rollup."""
+        made = super().__new__(
+            cls,
+            f"VmLck {vmlck}, lo {lo}, Locked {locked}, rollup {rollup}, pages {pages}",
+        )
+        made.vmlck, made.lo, made.pages = vmlck, lo, pages
+        return made
 
 
 def balanced(pages: str, resident: float, elsewhere: int = 0) -> Account:
