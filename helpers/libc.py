@@ -141,6 +141,8 @@ MADV_COLD, MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 20, 21, 22, 2
 MADV_DONTNEED_LOCKED, MADV_COLLAPSE = 24, 25
 MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 102, 103
 
+IPC_PRIVATE, IPC_CREAT, IPC_RMID = 0, 0o1000, 0
+
 MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
 
 PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 23, 24
@@ -280,6 +282,8 @@ shmat = _wrapper("shmat", _int, _addr, _int, restype=_addr)
 shmdt = _wrapper("shmdt", _addr)
 shmctl = _wrapper("shmctl", _int, _int, _addr)
 unshare = _wrapper("unshare", _int)
+arch_prctl = _wrapper("arch_prctl", _int, _size) if hasattr(_dll, "arch_prctl") else None
+"""x86-64 only (arch_prctl(2))."""
 vfork_clone = _wrapper("clone", _addr, _addr, _int, _addr)
 
 

@@ -87,7 +87,9 @@ def _reserve(size: int) -> int:
     """An inaccessible mapping low in the address space, where the kernel has room for it.
 
     smaps is written in the order of addresses, at the cost of a page-table walk for each
-    VMA: below the program and its libraries, a region is in the first lines.
+    VMA: below the program and its libraries, a region is in the first lines. It is also far
+    from where the kernel puts the interpreter's next buffer, which would fit in a hole that a
+    case makes (with 64 KiB pages it would).
     """
     global _next
     addr = libc.mmap(_next, size, libc.PROT_NONE)
