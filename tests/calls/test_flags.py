@@ -15,7 +15,7 @@ WHOLE_INT = 0xFFFFFFFF
 
 
 def shape(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.locks(region.addr, region.end, PAGE)
 
 
 def unknown_to_mlock2():

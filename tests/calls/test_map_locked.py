@@ -17,7 +17,7 @@ LOCKED = ANONYMOUS | libc.MAP_LOCKED
 
 
 def shape(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.locks(region.addr, region.end, PAGE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,7 @@ PAGES = 4
 
 
 def shape(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.locks(region.addr, region.end, PAGE)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def test_wrapping_length_changes_nothing(how):
         before = status.vmlck_pages()
         for offset, length in WRAPPING.values():
             libc.outcome(issue, libc.RAW, how, region.addr + offset, length)
-        assert maps.layout(region.addr, region.end, PAGE) == shape, "the same pages are lo"
+        assert maps.locks(region.addr, region.end, PAGE) == shape, "the same pages are lo"
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
 
@@ -90,7 +90,7 @@ def test_lock_of_overflowing_range_gives_einval(how):
             for calls in DOORS
         }
         assert seen == dict.fromkeys(seen, "EINVAL"), "start + length overflows"
-        assert maps.layout(region.addr, region.end, PAGE) == shape, "the same pages are lo"
+        assert maps.locks(region.addr, region.end, PAGE) == shape, "the same pages are lo"
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
 
@@ -107,7 +107,7 @@ def test_munlock_of_overflowing_range_gives_einval():
                 for calls in DOORS
             }
         assert seen == dict.fromkeys(seen, "EINVAL"), "start + length overflows"
-        assert maps.layout(region.addr, region.end, PAGE) == shape, "the same pages are lo"
+        assert maps.locks(region.addr, region.end, PAGE) == shape, "the same pages are lo"
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
 
@@ -121,7 +121,7 @@ def test_limit_is_checked_before_overflow(how):
         one_page = libc.outcome(issue, libc.RAW, how, TOP - PAGE, 1)
         assert too_long == "ENOMEM", "the limit speaks first"
         assert one_page == "EINVAL", "one page is within the limit, but overflows"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, 4, "")], "nothing is locked"
+        assert maps.locks(region.addr, region.end, PAGE) == [(0, 4, "")], "nothing is locked"
 
 
 def outside():
@@ -187,6 +187,6 @@ def test_tagged_address(how):
             start |= 0x2A << 57
         seen = libc.outcome(issue, libc.RAW, how, start, 2 * PAGE)
         assert seen == ("ok" if ignored else "ENOMEM"), "tags are ignored on arm64 alone"
-        assert maps.layout(region.addr, region.end, PAGE) == (after if ignored else shape), (
+        assert maps.locks(region.addr, region.end, PAGE) == (after if ignored else shape), (
             "the call acts where its tag is ignored, else nothing changes"
         )

@@ -24,7 +24,7 @@ def map_locked(addr, length):
 
 
 def shape(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.locks(region.addr, region.end, PAGE)
 
 
 @BOTH

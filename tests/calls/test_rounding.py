@@ -45,7 +45,7 @@ def locked_by_range(region):
     """For each of RANGES: the pages of its window that are locked."""
     pages = {
         page
-        for first, last, lock in maps.layout(region.addr, region.end, PAGE)
+        for first, last, lock in maps.locks(region.addr, region.end, PAGE)
         if lock
         for page in range(first, last)
     }
@@ -91,7 +91,7 @@ def test_munlock_rounds_outward_to_whole_pages(calls, how):
             left = status.vmlck_pages()
             lock = "lo lf" if how == LOCKS["onfault"] else "lo"
             wanted = [(0, len(pages), ""), (len(pages), WINDOW, lock)]
-            assert maps.layout(region.addr, region.end, PAGE) == wanted, (
+            assert maps.locks(region.addr, region.end, PAGE) == wanted, (
                 f"munlock of {length} bytes from byte {offset} unlocks pages {sorted(pages)}"
             )
             assert left == WINDOW - len(pages), "VmLck keeps the other pages only"
@@ -102,13 +102,13 @@ def test_range_behind_the_first_page_rounds_to_its_own_pages():
     unlocking two bytes across their far edges unlocks one page on each side of the edge."""
     with mapping("private", 8) as region:
         libc.mlock(region.at(4) - 1, 2)
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.locks(region.addr, region.end, PAGE) == [
             (0, 3, ""),
             (3, 5, "lo"),
             (5, 8, ""),
         ], "pages 3 and 4 are lo"
         libc.munlock(region.at(5) - 1, 2)
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.locks(region.addr, region.end, PAGE) == [
             (0, 3, ""),
             (3, 4, "lo"),
             (4, 8, ""),
@@ -136,14 +136,14 @@ def test_any_length_locks_and_unlocks(length):
         assert counted == touched, "VmLck grows by the pages the range touches"
         wanted = [(0, 1, ""), (1, 1 + touched, "lo"), (1 + touched, region.pages, "")]
         wanted = [part for part in wanted if part[0] < part[1]]
-        assert maps.layout(region.addr, region.end, PAGE) == wanted, "those pages are lo"
+        assert maps.locks(region.addr, region.end, PAGE) == wanted, "those pages are lo"
         present = pagemap.present(region.addr, region.pages)
         assert present == [0 < page <= touched for page in range(region.pages)], (
             "those pages are resident"
         )
         libc.munlock(start, length)
         assert status.vmlck_pages() == before, "VmLck is back where it was"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, region.pages, "")], "no lo"
+        assert maps.locks(region.addr, region.end, PAGE) == [(0, region.pages, "")], "no lo"
         assert pagemap.present(region.addr, region.pages) == present, "still resident"
 
 
@@ -156,7 +156,7 @@ def test_heap_block_locks_like_any_other_memory(length):
     before = status.vmlck_pages()
     libc.GLIBC.mlock(start, length)
     counted = status.vmlck_pages() - before
-    shape = maps.layout(low, high, PAGE)
+    shape = maps.locks(low, high, PAGE)
     assert counted == (high - low) // PAGE, "VmLck grows by the pages the block touches"
     assert shape == [(0, (high - low) // PAGE, "lo")], "those pages are lo"
     assert all(pagemap.present(low, (high - low) // PAGE)) is True, "and resident"
@@ -187,7 +187,7 @@ def test_zero_length_does_nothing(how):
             )
         }
         assert set(seen.values()) == {"ok"}, f"length 0 is never refused: {seen}"
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.locks(region.addr, region.end, PAGE) == [
             (0, 1, ""),
             (1, 2, "lo"),
             (2, 3, ""),
@@ -206,7 +206,7 @@ def test_zero_length_inside_a_page_means_that_page(how):
         others, page = {"munlock": ("lo", ""), "onfault": ("", "lo lf")}.get(
             next(name for name, value in ANY_CALL.items() if value == how), ("", "lo")
         )
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.locks(region.addr, region.end, PAGE) == [
             (0, 1, others),
             (1, 2, page),
             (2, 3, others),

@@ -25,7 +25,7 @@ def issue(calls, how, addr, length):
 
 
 def shape(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.locks(region.addr, region.end, PAGE)
 
 
 @pytest.mark.parametrize(
