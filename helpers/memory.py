@@ -157,3 +157,15 @@ def scratch_file(pages: int, directory: Path | str | None = None) -> int:
 def hole(region: Region, page: int, pages: int = 1) -> None:
     """Unmap ``pages`` pages of the region from page ``page`` on."""
     libc.munmap(region.at(page), pages * PAGE)
+
+
+def force(addr: int, data: bytes) -> None:
+    """Write to this process's memory through /proc/self/mem, whatever its protection.
+
+    OSError where the kernel forbids that.
+    """
+    fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, data, addr)
+    finally:
+        os.close(fd)
