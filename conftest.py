@@ -1,4 +1,10 @@
 """Hands the run to its rooms: the forked runner, options and gating, the report."""
 
 # In order of import, so that pytest can rewrite each one's assertions.
-pytest_plugins = ("helpers.forked", "helpers.gating", "helpers.report.terminal", "pytester")
+pytest_plugins = (
+    "helpers.pressure.session",
+    "helpers.forked",
+    "helpers.gating",
+    "helpers.report.terminal",
+    "pytester",
+)

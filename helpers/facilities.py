@@ -11,7 +11,7 @@ import ctypes
 import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def _pfn() -> None:
             raise Unavailable("PFNs in /proc/self/pagemap read 0", "", f"{ROOT}: CAP_SYS_ADMIN")
 
 
-def _page_file(reader: Callable[[list[int]], list[int]], path: str) -> None:
+def _page_file(reader: Callable[[Sequence[int]], Sequence[int]], path: str) -> None:
     with memory.mapping("private", 1) as page:
         page.touch()
         numbers = pagemap.pfns(page.addr, 1)

@@ -24,6 +24,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from helpers import evidence, libc
+from helpers.pressure import session
 from helpers.process import signal_name
 
 _LENGTH = 8
@@ -48,7 +49,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     # A case that is skipped as a whole needs no process.
     run = runtestprotocol if item.get_closest_marker("skip") else _in_child
-    for report in run(item, log=False, nextitem=nextitem):
+    with session.turn(item):
+        reports = run(item, log=False, nextitem=nextitem)
+    for report in reports:
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
@@ -73,16 +76,20 @@ def _in_child(
     finally:
         os.close(read_end)
         status = _end(pid)
+        session.after_case(item, pid)
     if len(data) > _LENGTH:
-        return [_report(item, fields) for fields in json.loads(data[_LENGTH:])]
-    if hung:
-        cause = f"hung: killed with its process group at its deadline of {deadline:g} s"
+        message = json.loads(data[_LENGTH:])
+        if isinstance(message, list):
+            return [_report(item, fields) for fields in message]
+        cause = f"the case {message}"
+    elif hung:
+        cause = f"the case hung: killed with its process group at its deadline of {deadline:g} s"
     elif os.WIFSIGNALED(status):
-        cause = f"killed by {signal_name(os.WTERMSIG(status))}"
+        cause = f"the case was killed by {signal_name(os.WTERMSIG(status))}"
         if os.WTERMSIG(status) == signal.SIGKILL:
             cause += " (by the OOM killer, or by hand: see dmesg)"
     else:
-        cause = f"left by os._exit({os.WEXITSTATUS(status)}) before its report"
+        cause = f"the case left by os._exit({os.WEXITSTATUS(status)}) before its report"
     return [_crashed(item, cause, started, time.monotonic() - begun)]
 
 
@@ -104,17 +111,25 @@ def _child(item: pytest.Item, read_end: int, write_end: int) -> None:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         calm()
         evidence.records.clear()
-        reports = runtestprotocol(item, log=False, nextitem=None)
+        try:
+            reports = runtestprotocol(item, log=False, nextitem=None)
+            hook = item.config.hook
+            message: object = [
+                hook.pytest_report_to_serializable(config=item.config, report=r) for r in reports
+            ]
+        except pytest.exit.Exception as end:
+            message = f"ended by pytest.exit: {end}"
+        except KeyboardInterrupt:
+            message = "ended by KeyboardInterrupt"
         if os.getpid() != pid:
             os._exit(70)  # a fork in the case came back here: never a second pytest
-        hook = item.config.hook
-        fields = [hook.pytest_report_to_serializable(config=item.config, report=r) for r in reports]
-        text = json.dumps(fields, default=repr).encode(errors="surrogateescape")
+        text = json.dumps(message, default=repr).encode(errors="surrogateescape")
         text = len(text).to_bytes(_LENGTH, sys.byteorder) + text
         while text:
             text = text[os.write(write_end, text) :]
         os._exit(0)
-    except BaseException:  # pytest.exit, KeyboardInterrupt: the parent says how it ended
+    except BaseException:
+        faulthandler.dump_traceback(2, all_threads=False)
         os._exit(3)
 
 
@@ -199,9 +214,7 @@ def _crashed(item: pytest.Item, cause: str, started: float, took: float) -> pyte
         location=item.location,
         keywords=dict.fromkeys(item.keywords, 1),
         outcome="failed",
-        longrepr=f"{path}:{(line or 0) + 1}: the case was {cause}"
-        if not cause.startswith(("hung", "left"))
-        else f"{path}:{(line or 0) + 1}: the case {cause}",
+        longrepr=f"{path}:{(line or 0) + 1}: {cause}",
         when="call",
         sections=sections,
         duration=took,

@@ -20,6 +20,7 @@ import pytest
 
 from helpers import deviations, facilities, forked, kernel, libc, requirements
 from helpers.facilities import Facility
+from helpers.pressure import session
 
 CLAIM = re.compile(r"W\d+")
 MARKERS = {
@@ -188,8 +189,7 @@ def statement(item: pytest.Item) -> str:
 
 def _describe(item: pytest.Item) -> None:
     """Statement, chapter, sources and claims travel with every report (JUnit, workers)."""
-    parts = item.nodeid.split("/")
-    item.user_properties.append(("chapter", parts[-2] if len(parts) > 1 else ""))
+    item.user_properties.append(("chapter", item.path.parent.name))
     item.user_properties.append(("statement", statement(item)))
     for name in ("source", "claim"):
         if texts := _texts(item, name):
@@ -207,7 +207,10 @@ def _gate(config: pytest.Config, item: pytest.Item, required: frozenset[str]) ->
         raise pytest.UsageError(f"memlock-tests: {item.nodeid}: {error}") from None
     if not needs:
         return
-    found = requirements.first_missing(needs, survey(config), config.stash[budget_key])
+    found_here = survey(config)
+    if any(name in session.NAMES for name in bases.values()):
+        found_here = found_here | session.survey(config)
+    found = requirements.first_missing(needs, found_here, config.stash[budget_key])
     if found is None:
         return
     if bases[found.name] in required:

@@ -7,6 +7,8 @@ A requirement is a facility's name (:data:`helpers.facilities.PROBES`), a capabi
 ``lock-all``   the same for the whole address space, as mlockall needs
 ``limit:N``    a soft RLIMIT_MEMLOCK of N pages can be set (the hard limit is not below it)
 ``budget:N``   N pages are within --memory-budget
+``allow-sysctl``  --allow-sysctl was given
+``cgroup``, ``swap``, ``swap-area``  set up by :mod:`helpers.pressure.session`
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from helpers import privilege
 from helpers.facilities import PROBES, Facility
 from helpers.libc import PAGE
 
+PRESSURE = ("cgroup", "swap", "swap-area", "allow-sysctl")
 AMOUNTS = ("lock", "limit", "budget")
 PLAIN = ("lock-all",)
 
@@ -44,7 +47,7 @@ class Missing:
 
 def names() -> list[str]:
     """Every requirement name that ``--require`` and ``needs`` know, without amounts."""
-    return sorted([*PROBES, *privilege.CAPABILITIES, *AMOUNTS, *PLAIN])
+    return sorted([*PROBES, *PRESSURE, *privilege.CAPABILITIES, *AMOUNTS, *PLAIN])
 
 
 def base(requirement: str) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from operator import sub
 
 from helpers.libc import PAGE
 
@@ -93,40 +94,85 @@ def anonymous(addr: int, pages: int, pid: int | str = "self") -> list[bool]:
 
 def pfns(addr: int, pages: int, pid: int | str = "self") -> list[int]:
     """PFN of each page; 0 where absent, or hidden from a reader without CAP_SYS_ADMIN."""
-    return [e & PFN_MASK if e >= PRESENT else 0 for e in entries(addr, pages, pid)]
+    return _numbers(entries(addr, pages, pid))
 
 
-def runs(numbers: Iterable[int], bridge: int = _BRIDGE) -> list[tuple[int, int]]:
-    """Sorted, distinct PFNs as (first, count) runs; gaps up to ``bridge`` are read over."""
-    ordered = sorted(numbers)
-    if not ordered:
+def _numbers(words: Iterable[int]) -> list[int]:
+    return [e & PFN_MASK if e >= PRESENT else 0 for e in words]
+
+
+def segments(numbers: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Stretches of PFNs that follow one another: (PFN, first index, length) in page order."""
+    if not numbers:
         return []
-    reach = bridge + 1
-    # One comprehension over neighbours: the loop that matters for a gigabyte of pages.
-    breaks = [i for i, (a, b) in enumerate(pairwise(ordered), 1) if b - a > reach]
-    starts = [0, *breaks]
-    ends = [*breaks, len(ordered)]
-    return [(ordered[s], ordered[e - 1] - ordered[s] + 1) for s, e in zip(starts, ends)]
+    steps = map(sub, numbers[1:], numbers)
+    starts = [0, *(i for i, step in enumerate(steps, 1) if step != 1)]
+    ends = [*starts[1:], len(numbers)]
+    return [(numbers[s], s, e - s) for s, e in zip(starts, ends)]
 
 
-def _by_pfn(path: str, wanted: Sequence[int]) -> list[int]:
-    known: dict[int, int] = {}
+def runs(parts: Sequence[tuple[int, int, int]], bridge: int = _BRIDGE) -> list[tuple[int, int]]:
+    """The PFN ranges (first, count) to read for these segments, in ascending order.
+
+    Gaps of up to ``bridge`` pages are read over. PFN 0 stands for "absent" and is left out.
+    """
+    found: list[tuple[int, int]] = []
+    first, end = -1, -bridge - 1
+    for pfn, _, length in sorted(parts):
+        if not pfn:
+            continue
+        if pfn - end > bridge:
+            if first >= 0:
+                found.append((first, end - first))
+            first, end = pfn, pfn + length
+        elif pfn + length > end:
+            end = pfn + length
+    if first >= 0:
+        found.append((first, end - first))
+    return found
+
+
+def _by_pfn(path: str, wanted: Sequence[int]) -> array[int]:
+    """Entries of a file indexed by PFN, in the order of ``wanted`` (0 for PFN 0).
+
+    Works by segments, not by pages: a gigabyte of pages has far fewer of them, and all that
+    is done for each page is done in C.
+    """
+    parts = segments(wanted)
+    ranges = runs(parts)
+    starts = [first for first, _ in ranges]
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for first, count in runs(wanted):
-            known.update(zip(range(first, first + count), _entries(fd, first, count)))
+        data = [os.pread(fd, count * 8, first * 8) for first, count in ranges]
     finally:
         os.close(fd)
-    return [known.get(pfn, 0) for pfn in wanted]
+    pieces = []
+    for pfn, _, length in parts:
+        if pfn:
+            which = bisect_right(starts, pfn) - 1
+            offset = (pfn - starts[which]) * 8
+            piece = data[which][offset : offset + length * 8]
+            pieces.append(piece.ljust(length * 8, b"\0"))  # short: behind the last PFN
+        else:
+            pieces.append(bytes(length * 8))
+    found = array("Q")
+    found.frombytes(b"".join(pieces))
+    return found
 
 
-def flags(wanted: Sequence[int]) -> list[int]:
-    """kpageflags of each PFN, in the order given. OSError without CAP_SYS_ADMIN."""
+def flags(wanted: Sequence[int]) -> array[int]:
+    """kpageflags of each PFN, in the order given (0 for PFN 0).
+
+    OSError without CAP_SYS_ADMIN.
+    """
     return _by_pfn("/proc/kpageflags", wanted)
 
 
-def counts(wanted: Sequence[int]) -> list[int]:
-    """kpagecount (mappings) of each PFN, in the order given. OSError without CAP_SYS_ADMIN."""
+def counts(wanted: Sequence[int]) -> array[int]:
+    """kpagecount (mappings) of each PFN, in the order given (0 for PFN 0).
+
+    OSError without CAP_SYS_ADMIN.
+    """
     return _by_pfn("/proc/kpagecount", wanted)
 
 
@@ -170,13 +216,8 @@ def snapshot(addr: int, pages: int, pid: int | str = "self") -> Snapshot:
     path = f"/proc/{pid}/pagemap"
     before = _pread(path, addr // PAGE, pages)
     for _ in range(_ATTEMPTS):
-        numbers = [e & PFN_MASK if e >= PRESENT else 0 for e in before]
-        wanted = [n for n in numbers if n]
-        if len(wanted) == len(numbers):
-            seen = flags(numbers)
-        else:
-            found = dict(zip(wanted, flags(wanted)))
-            seen = [found.get(n, 0) for n in numbers]
+        numbers = _numbers(before)
+        seen = flags(numbers)
         after = _pread(path, addr // PAGE, pages)
         if after == before:
             return Snapshot(before, numbers, seen)

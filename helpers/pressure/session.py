@@ -1,0 +1,236 @@
+"""Memory pressure for cases: set up once by the controlling process, handed down by name.
+
+The swap area and the place for cgroups are made only if a collected case needs them. Each is
+recorded with the janitor first, and the machine is compared with itself at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import guard, janitor, requirements
+from helpers.facilities import Facility
+from helpers.pressure import cgroup, swap
+
+NAMES = requirements.PRESSURE
+SWAP_SIZE = 128 << 20
+_HANDED = "memlock_pressure"
+
+
+@dataclass
+class Pressure:
+    """What a case may use: the run (for records), where cgroups go, the swap area."""
+
+    run: janitor.Run
+    parent: cgroup.Parent | None = None
+    area: swap.Area | None = None
+    facilities: dict[str, Facility] = field(default_factory=dict)
+
+    @contextmanager
+    def cgroup(self, limit: int = -1) -> Iterator[cgroup.Cgroup]:
+        """A memory cgroup of the case's own with a hard limit in bytes (-1: none)."""
+        assert self.parent is not None, 'the case lacks needs("cgroup")'
+        with cgroup.make(self.run, self.parent, limit) as made:
+            yield made
+
+    @contextmanager
+    def setting(self, path: str, value: str) -> Iterator[None]:
+        """A sysctl or sysfs setting for the block, then its old value. For --allow-sysctl."""
+        old = Path(path).read_text().strip()
+        if "[" in old:  # the chosen one of several words
+            old = old[old.index("[") + 1 : old.index("]")]
+        with self.run.recorded("setting", path=path, value=old):
+            Path(path).write_text(value)
+            yield
+
+
+pressure_key = pytest.StashKey[Pressure]()
+stack_key = pytest.StashKey[ExitStack]()
+before_key = pytest.StashKey[dict[str, list[str]]]()
+problems_key = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("memlock-tests")
+    group.addoption(
+        "--swap-dir",
+        metavar="DIR",
+        help="where the suite makes its swap file; wants ext4 or xfs "
+        "(default: /var/tmp, then the temporary folder, then a loop device, then zram)",
+    )
+    group.addoption(
+        "--cgroup",
+        metavar="DIR",
+        help="a cgroup folder delegated to us, for memory cgroups (default: found by trying)",
+    )
+    group.addoption(
+        "--allow-sysctl",
+        action="store_true",
+        help="let cases change vm.* and /sys/kernel/mm settings and put them back",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for option in ("--swap-dir", "--cgroup"):
+        path = config.getoption(option)
+        if path and not os.path.isdir(path):
+            raise pytest.UsageError(f"memlock-tests: {option} {path} is not a folder")
+    config.addinivalue_line(
+        "markers", "exclusive: no other case of any worker or run of this user at the same time"
+    )
+
+
+def survey(config: pytest.Config) -> dict[str, Facility]:
+    """The facilities of :data:`NAMES`, made on first use by the controlling process."""
+    if pressure_key not in config.stash:
+        handed = getattr(config, "workerinput", {}).get(_HANDED)
+        config.stash[pressure_key] = _receive(json.loads(handed)) if handed else _begin(config)
+    return config.stash[pressure_key].facilities
+
+
+def _missing(name: str, reason: str, detail: str, remedy: str) -> Facility:
+    return Facility(name, False, reason, detail, remedy)
+
+
+def _begin(config: pytest.Config) -> Pressure:
+    allowed = config.getoption("--allow-sysctl")
+    sysctl = Facility("allow-sysctl", True) if allowed else _missing(
+        "allow-sysctl", "changing settings was not allowed", "", "pass --allow-sysctl"
+    )  # fmt: skip
+    stack = config.stash[stack_key] = ExitStack()
+    config.stash[problems_key] = problems = []
+    _, left = janitor.clear_stale()
+    problems += [f"left by an earlier run: {line}" for line in left]
+    try:
+        run = janitor.Run.begin()
+    except OSError as error:
+        lacking = {
+            name: _missing(name, "no safe folder for the janitor's records", str(error),
+                           "run as root with a writable /run")
+            for name in NAMES
+        }  # fmt: skip
+        lacking["allow-sysctl"] = sysctl
+        return Pressure(janitor.Run(Path("/nonexistent")), facilities=lacking)
+    stack.callback(lambda: problems.extend(run.end()))
+    config.stash[before_key] = guard.snapshot(run.name)
+    made = Pressure(run, facilities={"allow-sysctl": sysctl})
+    try:
+        made.parent = cgroup.find(run, config.getoption("--cgroup"))
+        made.facilities["cgroup"] = Facility("cgroup", True)
+    except OSError as error:
+        made.facilities["cgroup"] = _missing(
+            "cgroup", "no memory cgroup can be made", error.strerror or str(error),
+            "run as root (in a container: --privileged), or delegate one: systemd-run --scope "
+            "-p Delegate=yes, and name it by --cgroup",
+        )  # fmt: skip
+    try:
+        made.area = stack.enter_context(swap.area(run, SWAP_SIZE, config.getoption("--swap-dir")))
+        made.facilities["swap-area"] = Facility("swap-area", True)
+        made.facilities["swap"] = Facility("swap", True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        remedy = "pass --swap-dir on ext4 or xfs, as root (in a container: --privileged)"
+        made.facilities["swap-area"] = _missing("swap-area", "no swap area of ours", why, remedy)
+        made.facilities["swap"] = (
+            Facility("swap", True)
+            if swap.areas()
+            else _missing("swap", "no swap area", why, remedy)
+        )
+    return made
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: workers are handed names, never the resources themselves."""
+    survey(node.config)
+    made = node.config.stash[pressure_key]
+    node.workerinput[_HANDED] = json.dumps(
+        {
+            "run": str(made.run.folder),
+            "parent": made.parent and [str(made.parent.path), made.parent.version],
+            "area": made.area and dataclasses.asdict(made.area),
+            "facilities": [dataclasses.asdict(f) for f in made.facilities.values()],
+        }
+    )
+
+
+def _receive(handed: dict[str, Any]) -> Pressure:
+    run = janitor.Run(Path(handed["run"]))
+    if run.folder.is_dir():
+        run.record("process", pid=os.getpid(), started=janitor.start_time(os.getpid()))
+    return Pressure(
+        run,
+        handed["parent"] and cgroup.Parent(Path(handed["parent"][0]), handed["parent"][1]),
+        handed["area"] and swap.Area(**handed["area"]),
+        {row["name"]: Facility(**row) for row in handed["facilities"]},
+    )
+
+
+@pytest.fixture
+def pressure(request: pytest.FixtureRequest) -> Pressure:
+    """Memory pressure inside a cgroup of the case's own."""
+    survey(request.config)
+    return request.config.stash[pressure_key]
+
+
+@contextmanager
+def turn(item: pytest.Item) -> Iterator[None]:
+    """This case's turn: alone if it is ``exclusive``, beside the others if not.
+
+    One lock for all workers and for all runs on the machine, on a file that is always there
+    and that only root can open, so nothing is left behind and nobody else can hold it. Cases
+    that share nothing do not wait unless an exclusive one is running.
+    """
+    try:
+        fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield  # who cannot read page flags drives no machine-wide counters either
+        return
+    try:
+        alone = item.get_closest_marker("exclusive") is not None
+        fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)
+
+
+def after_case(item: pytest.Item, pid: int) -> None:
+    """Undo what the ended case ``pid`` recorded and could not undo itself."""
+    made = item.config.stash.get(pressure_key, None)
+    if made is not None and made.run.folder.is_dir():
+        made.run.undo(by=pid)
+
+
+@pytest.hookimpl(trylast=True)  # the workers have ended by then
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if stack_key not in config.stash:
+        return
+    made = config.stash[pressure_key]
+    config.stash[stack_key].close()
+    problems = config.stash[problems_key]
+    if before_key in config.stash:
+        problems += guard.differences(config.stash[before_key], made.run.name)
+    if problems and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_terminal_summary(
+    terminalreporter: Any, config: pytest.Config
+) -> Generator[None, None, None]:
+    yield
+    if problems := config.stash.get(problems_key, []):
+        terminalreporter.section("the machine is not as it was found", "=")
+        for line in problems:
+            terminalreporter.write_line(line)

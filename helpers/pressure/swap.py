@@ -1,0 +1,248 @@
+"""Swap areas of our own: a file where the file system allows it, else a loop device or zram.
+
+Existing areas are never touched. Ours has the highest priority there is, so that what is
+swapped out while the suite runs lands in it, and it can be read back block by block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import facilities, libc
+from helpers.janitor import PATIENCE, Run
+from helpers.libc import PAGE
+
+PRIORITY = 32767
+_PREFER = 0x8000
+_dll = ctypes.CDLL(None, use_errno=True)
+_LOOP_CTL_GET_FREE, _LOOP_SET_FD, _LOOP_CLR_FD = 0x4C82, 0x4C00, 0x4C01
+_LOOP_SET_STATUS64 = 0x4C04
+
+
+@dataclass(frozen=True)
+class Area:
+    """A swap area that is on. ``ours``: made by this run, so its blocks may be read."""
+
+    path: str
+    size: int
+    how: str
+    ours: bool = True
+
+
+class NoSwap(OSError):
+    """No swap area can be made here; the text says why each way failed."""
+
+
+def areas() -> list[str]:
+    """Paths in /proc/swaps, escapes undone."""
+    lines = Path("/proc/swaps").read_text().splitlines()[1:]
+    return [line.split()[0].replace("\\040", " ") for line in lines]
+
+
+def is_on(path: str) -> bool:
+    """The path is an active swap area."""
+    return path in areas()
+
+
+def on(path: str) -> None:
+    """swapon(2) at the highest priority. Raises OSError."""
+    if _dll.swapon(path.encode(), _PREFER | PRIORITY):
+        code = ctypes.get_errno()
+        raise OSError(code, f"swapon({path}): {errno.errorcode.get(code)}, {os.strerror(code)}")
+
+
+def off(path: str) -> None:
+    """swapoff(2). Raises OSError; EBUSY and EINTR are waited out for a while."""
+    until = time.monotonic() + PATIENCE
+    while _dll.swapoff(path.encode()):
+        code = ctypes.get_errno()
+        if code not in {errno.EBUSY, errno.EINTR} or time.monotonic() > until:
+            raise OSError(code, f"swapoff({path}): {os.strerror(code)}")
+        time.sleep(0.05)
+
+
+def header(pages: int) -> bytes:
+    """First page of a swap area of ``pages`` pages (union swap_header, include/linux/swap.h)."""
+    page = bytearray(PAGE)
+    struct.pack_into("=III", page, 1024, 1, pages - 1, 0)
+    page[PAGE - 10 :] = b"SWAPSPACE2"
+    return bytes(page)
+
+
+def make_file(path: Path, size: int) -> None:
+    """A swap file: new, 0600, without holes, with its header. Raises OSError (ENOSPC …)."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        os.pwrite(fd, header(size // PAGE), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _own_folder(run: Run, directory: Path, stack: ExitStack) -> Path:
+    folder = directory / run.name
+    stack.enter_context(run.recorded("folder", path=str(folder)))
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def _as_file(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
+    folder = _own_folder(run, directory, stack)
+    path = folder / "swap"
+    make_file(path, size)
+    stack.enter_context(run.recorded("swap", path=str(path)))
+    on(str(path))
+    return Area(str(path), size, f"file on {facilities.filesystem(directory)}")
+
+
+def _loop_config(backing: Path) -> bytes:
+    # struct loop_info64: five u64, five u32 (flags is the fourth), two 64-byte names …
+    name = str(backing).encode()[:63]
+    autoclear = 4  # LO_FLAGS_AUTOCLEAR: gone with its last user, even if nobody cleans up
+    info = struct.pack("=5Q4I", 0, 0, 0, 0, 0, 0, 0, 0, autoclear)
+    return info + name.ljust(64, b"\0") + bytes(64 + 32 + 16)
+
+
+def _as_loop(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
+    folder = _own_folder(run, directory, stack)
+    backing = folder / "swap"
+    make_file(backing, size)
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+    finally:
+        os.close(control)
+    device = f"/dev/loop{number}"
+    stack.enter_context(run.recorded("swap-device", device=device, backing=str(backing)))
+    fd, file = os.open(device, os.O_RDWR | os.O_CLOEXEC), os.open(backing, os.O_RDWR)
+    try:
+        fcntl.ioctl(fd, _LOOP_SET_FD, file)
+        fcntl.ioctl(fd, _LOOP_SET_STATUS64, _loop_config(backing))
+        on(device)
+    finally:
+        os.close(fd)
+        os.close(file)
+    return Area(device, size, f"loop device over a file on {facilities.filesystem(directory)}")
+
+
+def release_device(device: str, backing: Path) -> None:
+    """Swap off and detach a loop device, if it is over ``backing``."""
+    number = Path(device).name
+    try:
+        over = Path(f"/sys/block/{number}/loop/backing_file").read_text().strip()
+    except OSError:
+        return  # not attached (any more)
+    if over.removesuffix(" (deleted)") != str(backing):
+        return
+    if is_on(device):
+        off(device)
+    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _LOOP_CLR_FD)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # autoclear was faster
+            raise
+    finally:
+        os.close(fd)
+
+
+def _zram_devices() -> list[str]:
+    return sorted(p.name for p in Path("/sys/block").glob("zram*"))
+
+
+def _as_zram(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
+    control = Path("/sys/class/zram-control/hot_add")
+    if not control.exists():
+        stack.enter_context(run.recorded("module", name="zram"))
+        subprocess.run(["modprobe", "zram", "num_devices=0"], check=False, capture_output=True)
+    before = _zram_devices()
+    stack.enter_context(run.recorded("zram", before=before, size=size))
+    name = f"zram{control.read_text().strip()}"
+    (Path("/sys/block") / name / "disksize").write_text(str(size))
+    device = f"/dev/{name}"
+    if not stat.S_ISBLK(os.stat(device).st_mode):
+        raise OSError(errno.ENOTBLK, f"{device} is no block device")
+    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, header(size // PAGE), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    on(device)
+    return Area(device, size, "zram")
+
+
+def release_zram(before: list[str], size: int) -> None:
+    """Swap off and remove zram devices that were not there before and have our size (or none)."""
+    for name in _zram_devices():
+        block = Path("/sys/block") / name
+        if name in before or int((block / "disksize").read_text()) not in {0, size}:
+            continue
+        if is_on(f"/dev/{name}"):
+            off(f"/dev/{name}")
+        (block / "reset").write_text("1")
+        Path("/sys/class/zram-control/hot_remove").write_text(name.removeprefix("zram"))
+
+
+@contextmanager
+def area(run: Run, size: int, directory: str | None = None) -> Iterator[Area]:
+    """A swap area of our own of ``size`` bytes for the block.
+
+    A file in ``directory`` (default: /var/tmp, then the temporary folder), else a loop device over
+    such a file, else zram. Raises :class:`NoSwap` with each reason.
+    """
+    places = [Path(directory)] if directory else [Path("/var/tmp"), Path(tempfile.gettempdir())]
+    reasons: list[str] = []
+    for make in (_as_file, _as_loop, _as_zram):
+        for place in places:
+            stack = ExitStack()
+            try:
+                made = make(run, place, size, stack)
+            except OSError as error:
+                stack.close()
+                kind = facilities.filesystem(place) if place.is_dir() else "not there"
+                way = make.__name__.removeprefix("_as_")
+                reason = f"{way} in {place} ({kind}): {error.strerror or error}"
+                if reason not in reasons:
+                    reasons.append(reason)
+                continue
+            with stack:
+                yield made
+            return
+    raise NoSwap(0, "; ".join(reasons))
+
+
+def occurrences(path: str, needles: list[bytes], chunk: int = 1 << 20) -> list[int]:
+    """How often each needle stands in the blocks of a swap area.
+
+    Read with O_DIRECT: swap-out writes to the blocks underneath a file, and its page cache
+    never learns of it (a buffered read finds nothing, for ever). Needles must not span pages.
+    """
+    counts = [0] * len(needles)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    addr = libc.mmap(0, chunk)
+    try:
+        buffer = (ctypes.c_char * chunk).from_address(addr)
+        offset = 0
+        while got := os.preadv(fd, [buffer], offset):
+            data = ctypes.string_at(addr, got)
+            for index, needle in enumerate(needles):
+                counts[index] += data.count(needle)
+            offset += got
+    finally:
+        os.close(fd)
+        libc.munmap(addr, chunk)
+    return counts

@@ -1,0 +1,182 @@
+"""The witnesses: parsers on golden text, bulk readers against one read a page."""
+
+import os
+
+import pytest
+
+from helpers import kernel, libc, memory, privilege
+from helpers.libc import PAGE
+from helpers.observe import maps, pagemap, rusage, status
+
+SMAPS = """\
+55d0c0a00000-55d0c0a21000 rw-p 00000000 00:00 0                          [heap]
+Size:                132 kB
+KernelPageSize:        4 kB
+Rss:                  12 kB
+Pss:                  12 kB
+Pss_Dirty:            12 kB
+Locked:               12 kB
+THPeligible:           0
+ProtectionKey:         0
+VmFlags: rd wr mr mw me lo ac sd
+7f0000000000-7f0000003000 r--s 00001000 fe:00 131 /tmp/with space: and colon (deleted)
+Size:                 12 kB
+Rss:                   0 kB
+Locked:                0 kB
+VmFlags: rd sh mr mw me ms lo lf sd
+7f0000003000-7f0000004000 ---p 00000000 00:00 0
+Size:                  4 kB
+Rss:                   0 kB
+VmFlags: mr mw me ?? lo sd
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
+Size:                  4 kB
+VmFlags: ex
+"""
+
+
+def test_smaps_parser_reads_every_field():
+    """Headers, counters and flags are told apart whatever the file's name holds."""
+    heap, file, none, gate = maps.parse_smaps(SMAPS)
+    assert (heap.start, heap.kb, heap.perms, heap.name) == (0x55D0C0A00000, 132, "rw-p", "[heap]")
+    assert heap.locked
+    assert not heap.onfault
+    assert heap.field_kb("Locked") == 12
+    assert (file.offset, file.device, file.inode) == (0x1000, "fe:00", 131)
+    assert file.name == "/tmp/with space: and colon (deleted)"
+    assert file.onfault
+    assert none.onfault, "lf reads ?? before 6.2"
+    assert not gate.locked
+    assert gate.field_kb("Rss") == 0, "an absent counter is 0"
+
+
+def test_maps_and_smaps_agree_here():
+    """Both files list the same VMAs of this process."""
+    with memory.mapping("private", 4) as region:
+        libc.mprotect(region.at(1), PAGE, libc.PROT_READ)
+        plain = maps.vmas(low=region.addr, high=region.end)
+        full = maps.smaps(low=region.addr, high=region.end)
+    assert [v.line for v in plain] == [v.line for v in full]
+    assert [v.kb for v in plain] == [PAGE // 1024, PAGE // 1024, 2 * PAGE // 1024]
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        ("6.12.107+deb13-amd64", (6, 12, 107)),
+        ("5.10.0-33-amd64", (5, 10, 0)),
+        ("7.2-rc3", (7, 2, 0)),
+        ("6.18.44-fc-v595", (6, 18, 44)),
+    ],
+)
+def test_release_becomes_a_version(release, version):
+    """Distribution suffixes do not disturb the numbers."""
+    assert kernel.parse(release) == version
+
+
+def test_foreign_release_is_refused():
+    """A release that is none raises instead of comparing as 0."""
+    with pytest.raises(ValueError, match="not a kernel release"):
+        kernel.parse("unknown")
+
+
+@pytest.mark.parametrize(
+    ("machine", "bits", "name"),
+    [
+        ("x86_64", 64, "x86_64"),
+        ("i686", 64, "x86_64"),
+        ("x86_64", 32, "i386"),
+        ("aarch64", 64, "aarch64"),
+        ("armv8l", 32, "arm"),
+        ("aarch64", 32, "arm"),
+        ("ppc64le", 64, "ppc64le"),
+        ("riscv64", 64, "riscv64"),
+    ],
+)
+def test_architecture_follows_the_word_size(machine, bits, name):
+    """uname -m lies under setarch and for compat processes; the word size does not."""
+    assert libc.architecture(machine, bits) == name
+
+
+def test_numbers_are_known_for_every_call_and_architecture():
+    """Every table has a number for every name, and no number twice."""
+    for name, row in libc._NUMBERS.items():
+        assert len(row) == len(libc._ORDER), name
+        assert len(set(row)) == len(row), name
+
+
+@pytest.mark.parametrize(
+    ("pfns", "parts", "ranges"),
+    [
+        ([], [], []),
+        ([7], [(7, 0, 1)], [(7, 1)]),
+        ([7, 8, 9], [(7, 0, 3)], [(7, 3)]),
+        ([9, 8, 7], [(9, 0, 1), (8, 1, 1), (7, 2, 1)], [(7, 3)]),
+        ([5, 0, 0, 6], [(5, 0, 1), (0, 1, 1), (0, 2, 1), (6, 3, 1)], [(5, 2)]),
+        ([1, 2, 5, 100], [(1, 0, 2), (5, 2, 1), (100, 3, 1)], [(1, 5), (100, 1)]),
+        ([4, 4], [(4, 0, 1), (4, 1, 1)], [(4, 1)]),
+    ],
+)
+def test_pfns_become_runs(pfns, parts, ranges):
+    """Neighbours join, small gaps are bridged, absent pages (0) are never read."""
+    assert pagemap.segments(pfns) == parts
+    assert pagemap.runs(parts, bridge=4) == ranges
+
+
+@pytest.mark.needs("kpageflags")
+@pytest.mark.parametrize("step", [1, 3])
+def test_bulk_flags_equal_one_read_a_page(step):
+    """Bulk reading gives the very words that one pread a page gives, holes included."""
+    with memory.mapping("private", 300) as region:
+        for page in range(0, 300, step):
+            region.sub(page, 1).touch()
+        seen = pagemap.snapshot(region.addr, region.pages)
+        fd = os.open("/proc/kpageflags", os.O_RDONLY)
+        single = [
+            int.from_bytes(os.pread(fd, 8, pfn * 8), os.sys.byteorder) if pfn else 0
+            for pfn in seen.pfns
+        ]
+        os.close(fd)
+    steady = ~(1 << pagemap.KPF["REFERENCED"] | 1 << pagemap.KPF["ACTIVE"] | pagemap.LRU)
+    assert [f & steady for f in seen.flags] == [f & steady for f in single]
+    assert sum(seen.present) == len(range(0, 300, step))
+
+
+def test_fault_counter_counts_exactly():
+    """Writing and then rewriting untouched pages costs a fault each, then none."""
+    with memory.mapping("private", 16) as region:
+        first = rusage.writing(region.addr, region.size)
+        again = rusage.writing(region.addr, region.size)
+        read = rusage.reading(region.addr, region.size)
+    assert (first.minor, first.major) == (16, 0)
+    assert (again.minor, read.minor) == (0, 0)
+
+
+def test_status_is_read_from_the_named_process():
+    """status.fields(pid) is about that process."""
+    assert status.fields(os.getpid())["Pid"] == str(os.getpid())
+    assert status.fields()["Pid"] == str(os.getpid())
+
+
+def test_evidence_describes_the_memory_of_a_failure():
+    """An exception through a mapping's block leaves its VMAs and pages behind."""
+    from helpers import evidence
+
+    evidence.records.clear()
+    with pytest.raises(RuntimeError), memory.mapping("private", 2) as region:
+        region.sub(0, 1).touch()
+        raise RuntimeError
+    (record,) = evidence.records
+    evidence.records.clear()
+    assert f"{region.addr:x}" in record
+    assert "page 0" in record
+    assert "present" in record
+    assert "page 1" in record
+    assert "absent" in record
+
+
+def test_privileges_are_restored_to_what_they_were():
+    """Scoped changes of limit and capabilities leave no trace."""
+    sets, limits = privilege.capabilities(), privilege.memlock_limit()
+    with privilege.limited(min(limits[1], 2 * PAGE) if limits[1] >= 0 else 2 * PAGE):
+        assert not privilege.has("CAP_IPC_LOCK")
+    assert (privilege.capabilities(), privilege.memlock_limit()) == (sets, limits)
