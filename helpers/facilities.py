@@ -269,7 +269,7 @@ def _forced_write() -> None:
         except OSError as error:
             raise Unavailable(
                 "/proc/self/mem does not write to read-only memory", str(error),
-                "a kernel booted without proc_mem.force_override=never",
+                "boot with proc_mem.force_override=always",
             ) from None  # fmt: skip
 
 

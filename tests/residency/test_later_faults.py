@@ -30,13 +30,12 @@ def flags_of(route):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("route", ROUTES)
-def test_reading_locked_memory_does_not_fault(route, kind):
+def test_reading_locked_memory_does_not_fault(kind):
     """Reading locked memory that was never touched causes no fault; unlocked memory does."""
     with mapping(kind, PAGES) as control:
         unlocked = rusage.reading(control.addr, control.size)
-    with mapping(kind, PAGES, flags=flags_of(route)) as region:
-        ROUTES[route](region)
+    with mapping(kind, PAGES) as region:
+        libc.mlock(region.addr, region.size)
         assert rusage.reading(region.addr, region.size) == NO_FAULT, "no fault in locked memory"
         # A file's cached pages come several at a fault; new memory one by one.
         least = 1 if kind.startswith("file") else PAGES
@@ -103,9 +102,9 @@ def test_first_write_to_locked_shared_file_faults_once_a_page(route):
         second = rusage.writing(region.addr, region.size)
         os.fsync(region.fd)
         third = rusage.writing(region.addr, region.size)
-        assert (first, second, third) == (Faults(PAGES, 0), NO_FAULT, Faults(PAGES, 0)), (
-            "a minor fault a page: first, not again, again after fsync"
-        )
+        # Before 6.0 such a fault is tried twice and counted as major (d92725256b4f).
+        seen = [f.minor + f.major for f in (first, second, third)]
+        assert seen == [PAGES, 0, PAGES], "a fault a page: first, not again, again after fsync"
 
 
 @pytest.mark.parametrize("kind", ["private", "memfd-private"])

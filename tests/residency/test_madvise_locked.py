@@ -30,27 +30,27 @@ TAKING = [
 ]
 
 
-@LOCKS
 @pytest.mark.needs("pageout")
 @pytest.mark.parametrize(("advice", "kind"), TAKING)
-def test_advice_that_takes_pages_is_refused(advice, kind, lf):
-    """MADV_DONTNEED, FREE, COLD, PAGEOUT and REMOVE of locked memory give EINVAL and leave pages
-    and contents as they are; without the lock the same advice is taken."""
+def test_advice_that_takes_pages_is_refused(advice, kind):
+    """MADV_DONTNEED, FREE, COLD, PAGEOUT and REMOVE of locked or fault-locked memory give EINVAL
+    and leave pages and contents as they are; without the lock the same advice is taken."""
     number = getattr(libc, advice)
     with mapping(kind, PAGES) as region:
-        region.write(0x5A)
-        libc.mlock2(region.addr, region.size, lf)
-        before = status.vmlck_pages()
-        locked = libc.outcome(libc.madvise, region.addr, region.size, number)
-        assert locked == "EINVAL", "refused for locked memory"
-        assert presence.mapped(region) == ALL, "every page is present"
-        assert region.peek() == WRITTEN, "contents are as before"
-        assert status.vmlck_pages() == before, "VmLck is as before"
-        libc.munlock(region.addr, region.size)
-        unlocked = libc.outcome(libc.madvise, region.addr, region.size, number)
-        assert unlocked == "ok", "taken once the memory is unlocked"
-        if advice in {"MADV_DONTNEED", "MADV_REMOVE"}:
-            assert presence.mapped(region) == NONE, "and its pages are gone"
+        for lock in (libc.MLOCK_ONFAULT, 0):
+            region.write(0x5A)
+            libc.mlock2(region.addr, region.size, lock)
+            before = status.vmlck_pages()
+            locked = libc.outcome(libc.madvise, region.addr, region.size, number)
+            assert locked == "EINVAL", "refused for locked memory"
+            assert presence.mapped(region) == ALL, "every page is present"
+            assert region.peek() == WRITTEN, "contents are as before"
+            assert status.vmlck_pages() == before, "VmLck is as before"
+            libc.munlock(region.addr, region.size)
+            unlocked = libc.outcome(libc.madvise, region.addr, region.size, number)
+            assert unlocked == "ok", "taken once the memory is unlocked"
+            if advice in {"MADV_DONTNEED", "MADV_REMOVE"}:
+                assert presence.mapped(region) == NONE, "and its pages are gone"
 
 
 @LOCKS
