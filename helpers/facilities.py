@@ -337,6 +337,18 @@ def _mincore() -> None:
                 raise _missing_call("mincore", error, "2.4") from None
 
 
+def _forced_write() -> None:
+    # proc_mem.force_override=, CONFIG_PROC_MEM_* (6.12) and lockdown may forbid it.
+    with memory.mapping("private", 1, prot=libc.PROT_READ) as page:
+        try:
+            memory.force(page.addr, b"x")
+        except OSError as error:
+            raise Unavailable(
+                "/proc/self/mem does not write to read-only memory", str(error),
+                "boot with proc_mem.force_override=always",
+            ) from None  # fmt: skip
+
+
 PROBES: dict[str, Callable[[], None]] = {
     "lock-calls": _lock_calls,
     "smaps-flags": _smaps_flags,
@@ -363,6 +375,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "secretmem": _secretmem,
     "io-uring": _io_uring,
     "droppable": _droppable,
+    "forced-write": _forced_write,
 }
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""
 
