@@ -337,6 +337,18 @@ def _mincore() -> None:
                 raise _missing_call("mincore", error, "2.4") from None
 
 
+def _vfork() -> None:
+    seen = ctypes.create_string_buffer(8)
+    try:
+        process.vforked("memset", ctypes.addressof(seen), 7, 4)
+    except (LookupError, OSError, process.ChildError) as error:
+        raise Unavailable(
+            "a C function cannot be run in a vfork child", str(error), "run natively, with glibc"
+        ) from None
+    if seen.raw != b"\7\7\7\7\0\0\0\0":
+        raise Unavailable("a C function cannot be run in a vfork child", f"memory {seen.raw!r}")
+
+
 def _forced_write() -> None:
     # proc_mem.force_override=, CONFIG_PROC_MEM_* (6.12) and lockdown may forbid it.
     with memory.mapping("private", 1, prot=libc.PROT_READ) as page:
@@ -376,6 +388,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "io-uring": _io_uring,
     "droppable": _droppable,
     "forced-write": _forced_write,
+    "vfork": _vfork,
 }
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""
 
