@@ -27,7 +27,7 @@ CAPABILITIES = {
 }  # fmt: skip
 NOBODY = 65534
 INFINITE = resource.RLIM_INFINITY
-_V3 = 0x20080522
+CAPABILITY_VERSION_3 = 0x20080522
 _INIT_USER_NS = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_ns.h
 
 
@@ -52,10 +52,10 @@ class CapabilitySets:
     inheritable: int
 
 
-def capabilities() -> CapabilitySets:
-    """This thread's capability sets (capget(2))."""
+def capabilities(pid: int = 0) -> CapabilitySets:
+    """Capability sets of this thread, or of process ``pid`` (capget(2))."""
     data = (_Data * 2)()
-    libc.syscall("capget", _Header(_V3, 0), data)
+    libc.syscall("capget", _Header(CAPABILITY_VERSION_3, pid), data)
     low, high = data
     return CapabilitySets(
         low.effective[0] | high.effective[0] << 32,
@@ -71,7 +71,7 @@ def set_capabilities(sets: CapabilitySets) -> None:
         for name in ("effective", "permitted", "inheritable"):
             word = getattr(sets, name) >> (32 * index) & 0xFFFFFFFF
             getattr(data[index], name)[0] = word
-    libc.syscall("capset", _Header(_V3, 0), data)
+    libc.syscall("capset", _Header(CAPABILITY_VERSION_3, 0), data)
 
 
 def _bit(name: str) -> int:
