@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import libc, memory, privilege, process
+from helpers import bare, libc, memory, privilege, process
 from helpers.libc import PAGE
-from helpers.observe import maps, mincore, pagemap, status
+from helpers.observe import maps, mincore, pagemap, status, vmstat
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,21 @@ def _other_user() -> None:
     except OSError as error:
         raise Unavailable(
             "another user's ids cannot be taken", str(error), f"{ROOT}: CAP_SETUID, CAP_SETGID"
+        ) from None
+
+
+def _bare_process() -> None:
+    if not bare.supported():
+        raise Unavailable(
+            "no machine code for a bare process", libc.architecture(),
+            "add this architecture to _CODE in helpers/bare.py",
+        )  # fmt: skip
+    try:
+        with bare.Bare():
+            pass
+    except (process.ChildError, OSError) as error:
+        raise Unavailable(
+            "a program in a memfd cannot be executed", str(error), "sysctl vm.memfd_noexec=0"
         ) from None
 
 
@@ -252,6 +267,17 @@ def _smaps_flags() -> None:
         )
 
 
+def _hugetlb() -> None:
+    try:
+        size = vmstat.meminfo_kb("Hugepagesize") * 1024
+        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB
+        libc.munmap(libc.mmap(0, size, libc.PROT_RW, how), size)
+    except (LookupError, OSError) as error:
+        raise Unavailable(
+            "no huge page is free", str(error), "sysctl vm.nr_hugepages=8 (CONFIG_HUGETLBFS)"
+        ) from None
+
+
 def _mincore() -> None:
     with memory.mapping("private", 1) as page:
         try:
@@ -268,8 +294,10 @@ PROBES: dict[str, Callable[[], None]] = {
     "kpageflags": _kpageflags,
     "kpagecount": _kpagecount,
     "mincore": _mincore,
+    "hugetlb": _hugetlb,
     "other-user": _other_user,
     "user-namespace": _user_namespace,
+    "bare-process": _bare_process,
     "disk-file": _disk_file,
     "map-count": _map_count,
     "stack-growth": _stack_growth,
