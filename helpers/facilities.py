@@ -278,6 +278,15 @@ def _hugetlb() -> None:
         ) from None
 
 
+def _sysv_shm() -> None:
+    try:
+        libc.shmctl(libc.shmget(0, PAGE, 0o600), 0, None)  # IPC_PRIVATE, IPC_RMID
+    except OSError as error:
+        raise Unavailable(
+            "no SysV shared memory", str(error), "a kernel with CONFIG_SYSVIPC, shmget(2) allowed"
+        ) from None
+
+
 def _mincore() -> None:
     with memory.mapping("private", 1) as page:
         try:
@@ -295,6 +304,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "kpagecount": _kpagecount,
     "mincore": _mincore,
     "hugetlb": _hugetlb,
+    "sysv-shm": _sysv_shm,
     "other-user": _other_user,
     "user-namespace": _user_namespace,
     "bare-process": _bare_process,
