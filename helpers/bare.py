@@ -114,6 +114,8 @@ class Bare:
                 process.die_with_parent(parent)
                 os.dup2(requests, 0)
                 os.dup2(answers, 1)
+                if os.geteuid() != 0 and privilege.has("CAP_IPC_LOCK"):
+                    privilege.pass_on("CAP_IPC_LOCK")
                 if before is not None:
                     before()
                 os.execve(image, ["bare"], {})

@@ -26,6 +26,7 @@ CAPABILITIES = {
     "CAP_PERFMON": 38, "CAP_BPF": 39, "CAP_CHECKPOINT_RESTORE": 40,
 }  # fmt: skip
 NOBODY = 65534
+_PR_CAP_AMBIENT_RAISE = 2
 INFINITE = resource.RLIM_INFINITY
 CAPABILITY_VERSION_3 = 0x20080522
 _INIT_USER_NS = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_ns.h
@@ -109,6 +110,17 @@ def lower_effective(*names: str) -> None:
         mask |= _bit(name)
     if now.effective & mask:
         set_capabilities(CapabilitySets(now.effective & ~mask, now.permitted, now.inheritable))
+
+
+def pass_on(name: str) -> None:
+    """Let a permitted capability outlive the execve(2) of a user other than root.
+
+    Such a user keeps only ambient capabilities (capabilities(7)).
+    """
+    now = capabilities()
+    held = CapabilitySets(now.effective, now.permitted, now.inheritable | _bit(name))
+    set_capabilities(held)
+    libc.prctl(libc.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, CAPABILITIES[name], 0, 0)
 
 
 @contextmanager
