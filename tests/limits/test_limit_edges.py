@@ -79,36 +79,37 @@ def test_limit_holds_for_the_sum_of_locks(lock, refusal):
 
 
 @BY_ROUTE
-@pytest.mark.parametrize("extra", [1, PAGE - 1], ids=["1", "P-1"])
 @pytest.mark.needs("limit:5")
-def test_limit_rounds_down_to_pages(lock, refusal, extra):
+def test_limit_rounds_down_to_pages(lock, refusal):
     """A limit that is no multiple of the page size holds the whole pages below it."""
-    with mapping(pages=8) as region, limited(4 * PAGE + extra):
+    with mapping(pages=8) as region, limited(5 * PAGE - 1):
         over = libc.outcome(lock, region.addr, 5 * PAGE)
         equal = libc.outcome(lock, region.addr, 4 * PAGE)
         one_more = libc.outcome(lock, region.at(5), PAGE)
-        assert over == refusal, f"five pages under 4 pages + {extra} bytes are refused"
-        assert equal == "ok", f"four pages under 4 pages + {extra} bytes are locked"
+        assert over == refusal, "five pages under a byte less than five pages"
+        assert equal == "ok", "four pages under a byte less than five pages"
         assert one_more == refusal, "the bytes beyond the fourth page lock nothing"
         assert locked_pages() == 4, "four pages are locked"
 
 
 @BY_ROUTE
-@pytest.mark.parametrize("limit", [1, PAGE - 1], ids=["1", "P-1"])
 @pytest.mark.needs("limit:1")
 @pytest.mark.source("LTP mlock02, mlock202")
-def test_limit_below_one_page_is_no_privilege_error(lock, refusal, limit):
+def test_limit_below_one_page_is_no_privilege_error(lock, refusal):
     """Under a limit of some bytes, but less than a page, one page is too much (ENOMEM,
     EAGAIN); EPERM is for the limit 0 alone.
     """
     with mapping(pages=2) as region:
-        with limited(limit):
+        with limited(1):
+            byte = libc.outcome(lock, region.addr, 1)
+        with limited(PAGE - 1):
             below = libc.outcome(lock, region.addr, 1)
             after = locked_pages()
             nothing = libc.outcome(libc.mlock, region.addr, 0)
         with limited(PAGE):
             page = libc.outcome(lock, region.addr, 1)
-        assert below == refusal, f"a page under {limit} bytes"
+        assert byte == refusal, "a page under a limit of one byte"
+        assert below == refusal, "a page under a limit of one byte less"
         assert after == 0, "nothing is counted"
         assert nothing == "ok", "mlock of no bytes"
         assert page == "ok", "one page under a limit of one page"
@@ -129,7 +130,6 @@ def test_limit_below_one_page_refuses_mlockall_with_enomem(limit):
         assert locked_pages() == 0, "nothing is locked"
 
 
-@pytest.mark.parametrize("call", [libc.mlock, onfault], ids=["mlock", "onfault"])
 @pytest.mark.parametrize(
     ("offset", "length", "pages"),
     [
@@ -143,18 +143,20 @@ def test_limit_below_one_page_refuses_mlockall_with_enomem(limit):
     ],
 )
 @pytest.mark.needs("limit:4")
-def test_limit_counts_the_pages_a_range_touches(call, offset, length, pages):
+def test_limit_counts_the_pages_a_range_touches(offset, length, pages):
     """What counts against the limit is every page that the range touches, not its length."""
     with mapping(pages=8) as region:
         with limited((pages - 1) * PAGE):
-            short = libc.outcome(call, region.addr + offset, length)
+            short = libc.outcome(libc.mlock, region.addr + offset, length)
+            lazily = libc.outcome(onfault, region.addr + offset, length)
             before = locked_pages()
         if pages <= 4:
             with limited(pages * PAGE):
-                enough = libc.outcome(call, region.addr + offset, length)
+                enough = libc.outcome(libc.mlock, region.addr + offset, length)
             assert enough == "ok", f"{length} bytes from byte {offset}: {pages} pages are enough"
             assert locked_pages() == pages, "so many are locked"
         assert short == "ENOMEM", f"{length} bytes from byte {offset}: {pages - 1} pages do not do"
+        assert lazily == "ENOMEM", "on fault neither"
         assert before == 0, "the refused call counts nothing"
 
 
