@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import iouring, libc, memory, privilege, process, vdso
+from helpers import bare, iouring, libc, memory, privilege, process, vdso
 from helpers.libc import PAGE
 from helpers.observe import maps, mincore, pagemap, status, vmstat
 
@@ -103,6 +103,21 @@ def _other_user() -> None:
     except OSError as error:
         raise Unavailable(
             "another user's ids cannot be taken", str(error), f"{ROOT}: CAP_SETUID, CAP_SETGID"
+        ) from None
+
+
+def _bare_process() -> None:
+    if not bare.supported():
+        raise Unavailable(
+            "no machine code for a bare process", libc.architecture(),
+            "add this architecture to _CODE in helpers/bare.py",
+        )  # fmt: skip
+    try:
+        with bare.Bare():
+            pass
+    except (process.ChildError, OSError) as error:
+        raise Unavailable(
+            "a program in a memfd cannot be executed", str(error), "sysctl vm.memfd_noexec=0"
         ) from None
 
 
@@ -370,6 +385,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "mincore": _mincore,
     "other-user": _other_user,
     "user-namespace": _user_namespace,
+    "bare-process": _bare_process,
     "disk-file": _disk_file,
     "map-count": _map_count,
     "stack-growth": _stack_growth,

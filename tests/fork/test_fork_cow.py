@@ -198,7 +198,7 @@ def test_child_mlock_breaks_copy_on_write_of_the_range_locked(kind):
 
 
 def test_child_mlock_of_pages_its_unlocked_parent_shares():
-    """A child's lock of memory that the parent did not lock copies it and marks the copies alone."""
+    """A child's lock of memory its parent did not lock copies it and marks the copies alone."""
     lru.pin()
     with mapping("private", N) as region:
         filled(region)

@@ -11,8 +11,10 @@ from helpers.process import Child
 N = 6
 pytestmark = [
     pytest.mark.needs(f"lock:{N}"),
-    pytest.mark.source("mlock(2) NOTES", "munlock (POSIX): locks of other processes are not affected"),
-]  # fmt: skip
+    pytest.mark.source(
+        "mlock(2) NOTES", "munlock (POSIX): locks of other processes are not affected"
+    ),
+]
 
 
 def locks(region: Region) -> tuple[int, list, str]:
