@@ -240,13 +240,13 @@ def together(addr: int, pages: int, *pids: int | str) -> list[Snapshot]:
     """
     before = [entries(addr, pages, pid) for pid in pids]
     for _ in range(_ATTEMPTS):
-        numbers = [[e & PFN_MASK if e >= PRESENT else 0 for e in seen] for seen in before]
+        numbers = [_numbers(seen) for seen in before]
         wanted = sorted({n for row in numbers for n in row if n})
         flag = dict(zip(wanted, flags(wanted)))
         count = dict(zip(wanted, counts(wanted)))
         after = [entries(addr, pages, pid) for pid in pids]
         # flags and counts of a page that is being migrated show a page half mapped.
-        if after == before and counts(wanted) == list(count.values()):
+        if after == before and list(counts(wanted)) == list(count.values()):
             return [
                 Snapshot(seen, row, [flag.get(n, 0) for n in row], [count.get(n, 0) for n in row])
                 for seen, row in zip(before, numbers)
