@@ -277,8 +277,8 @@ def _secretmem() -> None:
 def _io_uring() -> None:
     try:
         with memory.mapping("private", 1) as page, iouring.ring() as fd:
-            with iouring.fixed_buffer(fd, page.addr, PAGE):
-                pass
+            iouring.register(fd, page.addr, PAGE)
+            iouring.unregister(fd)
     except OSError as error:
         raise Unavailable(
             "io_uring is not available", str(error),

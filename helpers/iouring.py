@@ -24,12 +24,12 @@ def ring(entries: int = 1) -> Iterator[int]:
         os.close(fd)
 
 
-@contextmanager
-def fixed_buffer(fd: int, addr: int, size: int) -> Iterator[None]:
-    """The range, registered (and so pinned) as a fixed buffer of the instance ``fd``."""
+def register(fd: int, addr: int, size: int) -> None:
+    """Pin the range as the fixed buffer of the instance ``fd``. OSError as the kernel says."""
     vector = (ctypes.c_size_t * 2)(addr, size)
     libc.syscall("io_uring_register", fd, _REGISTER_BUFFERS, vector, 1)
-    try:
-        yield
-    finally:
-        libc.syscall("io_uring_register", fd, _UNREGISTER_BUFFERS, None, 0)
+
+
+def unregister(fd: int) -> None:
+    """Give up the fixed buffer of the instance."""
+    libc.syscall("io_uring_register", fd, _UNREGISTER_BUFFERS, None, 0)
