@@ -42,29 +42,6 @@ def test_mincore_tells_touched_pages(kind):
         assert presence.mapped(region) == "10001001", "and pagemap says the same"
 
 
-def test_mincore_length_counts_whole_pages():
-    """mincore tells of every page that its length touches, the incomplete last one too."""
-    lengths = {1: 1, PAGE: 1, PAGE + 1: 2, 2 * PAGE - 1: 2, 2 * PAGE: 2, 3 * PAGE + 1: 4}
-    with mapping("private", 4) as region:
-        region.touch()
-        seen = {length: vector(region.addr, length, 5) for length in lengths}
-        assert seen == {
-            length: ("ok", [1] * pages + [CANARY] * (5 - pages))
-            for length, pages in lengths.items()
-        }, "an entry a page, not one more"
-
-
-def test_mincore_stops_at_a_hole():
-    """mincore over a hole gives ENOMEM, with the entries of the pages before it written and
-    those behind it not."""
-    with mapping("private", 6) as region:
-        region.sub(1, 5).touch()
-        memory.hole(region, 3)
-        assert vector(region.addr, region.size, 6) == ("ENOMEM", [0, 1, 1] + [CANARY] * 3), (
-            "three entries before the hole"
-        )
-
-
 def test_mincore_of_inaccessible_memory_tells_too():
     """mincore of PROT_NONE memory returns 0 and tells which pages are there."""
     with mapping("private", PAGES) as region:
@@ -83,13 +60,6 @@ def test_mincore_tells_residency_not_locks():
         assert presence.cached(region) == "01000000", "the touched page alone"
         libc.mlock(region.addr, region.size)
         assert presence.cached(region) == ALL, "all of it after a full lock"
-
-
-def test_mincore_calls_the_zero_page_resident():
-    """mincore calls a page that was only read resident: the zero page stands in for it."""
-    with mapping("private", PAGES) as region:
-        libc.read(region.at(3), 1)
-        assert presence.seen(region) == presence.agreed("00010000"), "the page read"
 
 
 @pytest.mark.parametrize("kind", ["memfd-private", "memfd-shared"])
