@@ -11,7 +11,7 @@ from helpers.process import Child
 N = 6
 pytestmark = [
     pytest.mark.needs(f"lock:{N}"),
-    pytest.mark.source("mlock(2) NOTES", "munlock (POSIX): locks of other processes are not affected"),
+    pytest.mark.source("mlock(2) NOTES", "POSIX munlock(): locks of other processes stay"),
 ]  # fmt: skip
 
 
