@@ -367,7 +367,7 @@ def test_shared_memory_is_not_copied(kind):
             assert (region.peek(), child.call(region.peek)) == (seen, seen), "one memory"
 
 
-@pytest.mark.needs("proc-mem-force")
+@pytest.mark.needs("forced-write")
 def test_forced_write_to_locked_read_only_memory_copies_into_a_locked_page():
     """Writing a locked read-only private file mapping through /proc/self/mem gives it an
     anonymous, PG_mlocked copy of that page alone; the file's page is no longer PG_mlocked."""

@@ -20,7 +20,7 @@ def locks(region: Region) -> tuple[int, list, str]:
     flags = libc.MS_ASYNC | libc.MS_INVALIDATE
     return (
         status.vmlck_pages(),
-        maps.layout(region.addr, region.end, PAGE),
+        maps.locks(region.addr, region.end, PAGE),
         libc.outcome(libc.msync, region.addr, region.size, flags),
     )
 

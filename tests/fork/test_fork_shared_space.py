@@ -20,7 +20,7 @@ KINDS = pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared"])
 
 def locks(region: Region, pid: int | str = "self") -> tuple[int, list]:
     """VmLck in pages and shape of the range."""
-    return status.vmlck_pages(pid), maps.layout(region.addr, region.end, PAGE, pid)
+    return status.vmlck_pages(pid), maps.locks(region.addr, region.end, PAGE, pid)
 
 
 NONE = (0, [(0, N, "")])
@@ -100,7 +100,7 @@ def test_fork_by_a_thread_drops_locks_like_any_fork():
 
 def mapping_state() -> tuple[list, int]:
     with mapping("private", N) as region:
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.locks(region.addr, region.end, PAGE)
         return shape, pagemap.present_count(region.addr, N)
 
 
