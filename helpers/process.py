@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from helpers import libc
+from helpers import chain, libc
 
 T = TypeVar("T")
 
@@ -129,12 +129,14 @@ class Child:
                 os._exit(status)
         os.close(requests)
         os.close(answers)
+        self._serving = True
         self._status: int | None = None
 
     @classmethod
     def _of(cls, pid: int, answers: int) -> Child:
         child = cls.__new__(cls)
         child.pid, child._answers, child._requests, child._status = pid, answers, -1, None
+        child._serving = False
         return child
 
     @staticmethod
@@ -192,6 +194,7 @@ class Child:
             kind, value = _receive(self._answers, time.monotonic() + deadline)
         except EOFError:
             # The answers' end closes on exec, after the old address space was given up.
+            self._serving = False
             return
         except TimeoutError:
             self.kill()
@@ -213,7 +216,15 @@ class Child:
         return self.wait()
 
     def leave(self) -> int:
-        """Let the child exit by itself with status 0: the wait status."""
+        """Let the child exit by itself with status 0: the wait status.
+
+        A child that has :meth:`become` a program ends by end of file, which it sees only if
+        no other child was forked after it.
+        """
+        if self._serving:
+            # Not by end of file: children forked later hold this pipe too.
+            self.start(os._exit, 0)
+            self._serving = False
         if self._requests >= 0:
             os.close(self._requests)
             self._requests = -1
@@ -265,11 +276,6 @@ def run(function: Callable[[], T], deadline: float = DEADLINE) -> T:
         return value
 
 
-_CONTEXT = 1 << 14
-"""Bytes for a ucontext_t, which takes 4.5 KiB at most (aarch64)."""
-_STACK = 1 << 16
-
-
 def vforked(function: str, *args: int) -> None:
     """Call a function of the C library in a vfork child: CLONE_VM | CLONE_VFORK, own stack.
 
@@ -277,34 +283,15 @@ def vforked(function: str, *args: int) -> None:
     interpreter: clone(2) starts it in setcontext(3), which calls ``function(*args)`` and
     then ``_exit(0)``. What the function returned is lost; its effect is here.
 
-    Raises LookupError where the C library has no makecontext (musl).
+    Raises LookupError where the C library has no makecontext (musl), ChildKilled or
+    ChildExited if the child ended otherwise.
     """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "makecontext"):
-        raise LookupError("the C library has no makecontext")
-    stacks = [ctypes.create_string_buffer(_STACK) for _ in range(3)]
-    call, leave = (ctypes.create_string_buffer(_CONTEXT) for _ in range(2))
-    word = ctypes.sizeof(ctypes.c_void_p)
-    prepare = library.makecontext
-    prepare.argtypes, prepare.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int], None
-    for context, stack, then, name, values in (
-        (leave, stacks[0], 0, "_exit", (0,)),
-        (call, stacks[1], ctypes.addressof(leave), function, args),
-    ):
-        library.getcontext(ctypes.byref(context))
-        # ucontext_t begins: flags, link, stack address, stack flags, stack size.
-        fields = (ctypes.c_void_p * 5).from_buffer(context)
-        fields[1], fields[2] = then, ctypes.addressof(stack)
-        fields[4] = _STACK
-        entry = ctypes.cast(getattr(library, name), ctypes.c_void_p)
-        prepare(ctypes.byref(context), entry, len(values), *map(ctypes.c_void_p, values))
-    top = ctypes.addressof(stacks[2]) + _STACK - 16 * word
-    pid = libc.vfork_clone(
-        ctypes.cast(library.setcontext, ctypes.c_void_p),
-        top - top % 16,
-        libc.CLONE_VM | libc.CLONE_VFORK | signal.SIGCHLD,
-        ctypes.addressof(call),
-    )
+    calls = chain.Chain(2)
+    first = calls.prepare((function, args), ("_exit", (0,)))
+    stack = ctypes.create_string_buffer(1 << 15)
+    top = (ctypes.addressof(stack) + len(stack) - 256) & ~63
+    flags = libc.CLONE_VM | libc.CLONE_VFORK | signal.SIGCHLD
+    pid = libc.vfork_clone(chain.function("setcontext"), top, flags, first)
     status = os.waitpid(pid, 0)[1]
     if os.WIFSIGNALED(status):
         raise ChildKilled(os.WTERMSIG(status))

@@ -215,7 +215,10 @@ def total_kb(counted: Callable[[Vma], bool], pid: int | str = "self") -> int:
 
 def locked_kb(pid: int | str = "self") -> int:
     """Summed size in kB of the ``lo`` VMAs: what VmLck must equal."""
-    return total_kb(lambda v: v.locked, pid)
+    text = _read(f"/proc/{pid}/smaps")
+    if f" {LOCKED} " not in text:  # as in most processes: a sixth of the cost of parsing
+        return 0
+    return sum(v.kb for v in parse_smaps(text) if v.locked)
 
 
 def rollup_kb(name: str = "Locked", pid: int | str = "self") -> int:

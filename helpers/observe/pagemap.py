@@ -241,15 +241,15 @@ def together(addr: int, pages: int, *pids: int | str) -> list[Snapshot]:
     before = [entries(addr, pages, pid) for pid in pids]
     for _ in range(_ATTEMPTS):
         numbers = [_numbers(seen) for seen in before]
-        wanted = sorted({n for row in numbers for n in row if n})
-        flag = dict(zip(wanted, flags(wanted)))
-        count = dict(zip(wanted, counts(wanted)))
+        joined = [n for row in numbers for n in row]
+        seen_counts, seen_flags = counts(joined), flags(joined)
         after = [entries(addr, pages, pid) for pid in pids]
-        # flags and counts of a page that is being migrated show a page half mapped.
-        if after == before and list(counts(wanted)) == list(count.values()):
+        # A page that is being migrated is mapped by one process and not yet by the other.
+        if after == before and counts(joined) == seen_counts:
+            parts = [slice(i * pages, (i + 1) * pages) for i in range(len(pids))]
             return [
-                Snapshot(seen, row, [flag.get(n, 0) for n in row], [count.get(n, 0) for n in row])
-                for seen, row in zip(before, numbers)
+                Snapshot(words, row, seen_flags[part], seen_counts[part])
+                for words, row, part in zip(before, numbers, parts)
             ]
         before = after
     raise RuntimeError(f"pages at {addr:#x} moved during each of {_ATTEMPTS} readings")

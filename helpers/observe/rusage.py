@@ -1,8 +1,8 @@
 """Page faults counted by the kernel (getrusage(2)), with the interpreter kept out.
 
 A fork leaves every writable page of the interpreter copy-on-write, so plain Python code
-faults at random. :func:`faults` measures an empty call first, until it costs nothing, and
-then one C call.
+faults at random. :func:`writing` and :func:`reading` keep the interpreter out: between the
+two readings of the counters nothing runs but one C loop.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers import libc
+from helpers import chain, libc
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ def settle(call: Callable[..., object] = _memset, *args: object) -> None:
 
     Raises RuntimeError if it never does: a count would then mean nothing.
     """
-    # NUMA hinting faults count as minor faults; a task policy without
-    # MPOL_F_NUMA_BALANCING keeps them off (vma_policy_mof() in mm/mempolicy.c).
-    mask = (ctypes.c_ulong * 16)(1)
-    libc.outcome(libc.syscall, "set_mempolicy", _MPOL_PREFERRED, mask, 16 * libc.WORD_BITS)
+    _no_hinting_faults()
     used = args or (ctypes.addressof(_before), 0, 0)
     clean = 0
     for _ in range(_TRIES):
@@ -77,15 +74,60 @@ def settle(call: Callable[..., object] = _memset, *args: object) -> None:
 _MPOL_PREFERRED = 1
 
 
+def _no_hinting_faults() -> None:
+    # NUMA hinting faults count as minor faults; a task policy without
+    # MPOL_F_NUMA_BALANCING keeps them off (vma_policy_mof() in mm/mempolicy.c).
+    mask = (ctypes.c_ulong * 16)(1)
+    libc.outcome(libc.syscall, "set_mempolicy", _MPOL_PREFERRED, mask, 16 * libc.WORD_BITS)
+
+
 def writing(addr: int, size: int, byte: int = 0x3C) -> Faults:
     """Faults while one C loop writes ``size`` bytes from ``addr``."""
-    settle()
-    return count(_memset, addr, byte, size)
+    if not chain.available:
+        settle()
+        return count(_memset, addr, byte, size)
+    scratch = ctypes.create_string_buffer(min(size, _LONGEST))
+    warm = ctypes.addressof(scratch), byte, len(scratch)
+    return _alone("memset", warm, (addr, byte, size))
 
 
 def reading(addr: int, size: int) -> Faults:
-    """Faults while one C loop (a checksum) reads ``size`` bytes from ``addr``."""
-    view = (ctypes.c_char * size).from_address(addr)
-    # Long enough for crc32 to drop the interpreter's lock, as it does for the range itself.
-    settle(zlib.crc32, ctypes.create_string_buffer(min(size, 1 << 16)))
-    return count(zlib.crc32, view)
+    """Faults while one C loop reads ``size`` bytes from ``addr``."""
+    if not chain.available:
+        view = (ctypes.c_char * size).from_address(addr)
+        # Long enough for crc32 to drop the interpreter's lock, as it does for the range itself.
+        settle(zlib.crc32, ctypes.create_string_buffer(min(size, 1 << 16)))
+        return count(zlib.crc32, view)
+    source, target = (ctypes.create_string_buffer(size) for _ in range(2))
+    target_addr = ctypes.addressof(target)
+    warm = target_addr, ctypes.addressof(source), size
+    return _alone("memcpy", warm, (target_addr, addr, size))
+
+
+_LONGEST = 1 << 20
+
+
+def _alone(function: str, warm: tuple[int, ...], args: tuple[int, ...]) -> Faults:
+    """Faults of one C call, with no interpreter between the two readings of the counters.
+
+    A dry run with ``warm`` arguments is repeated until it costs nothing: code, stacks and
+    counters are then mapped.
+    """
+    calls = chain.Chain(3)
+    first = ("getrusage", (_RUSAGE_THREAD, ctypes.addressof(_before)))
+    last = ("getrusage", (_RUSAGE_THREAD, ctypes.addressof(_after)))
+
+    def measure(given: tuple[int, ...]) -> Faults:
+        calls.run(first, (function, given), last)
+        return Faults(
+            _after.longs[_MINFLT] - _before.longs[_MINFLT],
+            _after.longs[_MAJFLT] - _before.longs[_MAJFLT],
+        )
+
+    _no_hinting_faults()
+    clean = 0
+    for _ in range(_TRIES):
+        clean = clean + 1 if measure(warm) == Faults(0, 0) else 0
+        if clean == _CLEAN:
+            return measure(args)
+    raise RuntimeError(f"{function} itself faulted in {_TRIES} dry runs")

@@ -5,6 +5,8 @@ child at one moment, never between two moments. The page that is left to the oth
 after a copy is the one that was shared.
 """
 
+import os
+
 import pytest
 
 from helpers import libc, lru
@@ -198,7 +200,7 @@ def test_child_mlock_breaks_copy_on_write_of_the_range_locked(kind):
 
 
 def test_child_mlock_of_pages_its_unlocked_parent_shares():
-    """A child's lock of memory its parent did not lock copies it and marks the copies alone."""
+    """A child's lock of memory that its parent did not lock copies it and marks the copies."""
     lru.pin()
     with mapping("private", N) as region:
         filled(region)
@@ -330,8 +332,6 @@ def test_three_generations_share_page_by_page():
     """Pages 1 written by the child before it forks, 6 by the grandchild: page 1 is shared by
     those two, 6 by parent and child, all others by the three, and only pages of the locked
     parent are PG_mlocked."""
-    import os
-
     lru.pin()
     with mapping("private", N) as region:
         filled(region)

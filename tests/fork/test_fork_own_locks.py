@@ -11,10 +11,8 @@ from helpers.process import Child
 N = 6
 pytestmark = [
     pytest.mark.needs(f"lock:{N}"),
-    pytest.mark.source(
-        "mlock(2) NOTES", "munlock (POSIX): locks of other processes are not affected"
-    ),
-]
+    pytest.mark.source("mlock(2) NOTES", "POSIX munlock(): locks of other processes stay"),
+]  # fmt: skip
 
 
 def locks(region: Region) -> tuple[int, list, str]:
@@ -22,7 +20,7 @@ def locks(region: Region) -> tuple[int, list, str]:
     flags = libc.MS_ASYNC | libc.MS_INVALIDATE
     return (
         status.vmlck_pages(),
-        maps.layout(region.addr, region.end, PAGE),
+        maps.locks(region.addr, region.end, PAGE),
         libc.outcome(libc.msync, region.addr, region.size, flags),
     )
 
