@@ -5,6 +5,7 @@ import os
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import hole, mapping
 from helpers.observe import account
@@ -34,7 +35,7 @@ RELEASES = pytest.mark.parametrize(
 
 
 @RELEASES
-@pytest.mark.parametrize(
+@each(
     ("before", "first", "count", "after"),
     [
         ("LLLLLLLL", 0, 8, "--------"),
@@ -61,7 +62,7 @@ def test_release_takes_exactly_its_pages(release, before, first, count, after):
 
 
 @RELEASES
-@pytest.mark.parametrize("kind", ["shared", "memfd-private", "file-shared", "file-private"])
+@each("kind", ["shared", "memfd-private", "file-shared", "file-private"])
 def test_release_of_other_kinds(release, kind):
     """File and shared memory leave VmLck like anonymous memory: head, middle, tail, rest."""
     with mapping(kind, 8, flags=libc.MAP_LOCKED) as region:

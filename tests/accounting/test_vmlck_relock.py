@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import account
@@ -45,8 +46,8 @@ def test_onfault_then_full_lock_counts_once():
         assert account.of(region) == balanced("FFFFFFFF", resident=8), "on fault: none dropped"
 
 
-@pytest.mark.parametrize(("first", "second"), ["LL", "LF", "FL"])
-@pytest.mark.parametrize(
+@each(("first", "second"), ["LL", "LF", "FL"])
+@each(
     ("one", "other"),
     [
         ((0, 5), (3, 5)),  # behind

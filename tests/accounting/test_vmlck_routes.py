@@ -5,6 +5,7 @@ import os
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, hole, mapping, memfd
 from helpers.observe import account, mincore, pagemap
@@ -27,7 +28,7 @@ POPULATING = pytest.mark.parametrize("lock", [libc.mlock, lock_full], ids=["mloc
 
 
 @POPULATING
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_vmlck_grows_by_locked_length(kind, lock):
     """Locking a mapping of any kind counts and populates every page of it."""
     with mapping(kind, 8) as region:
@@ -39,7 +40,7 @@ def test_vmlck_grows_by_locked_length(kind, lock):
 
 
 @pytest.mark.claim("W17")
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_onfault_lock_counts_at_once(kind):
     """mlock2(MLOCK_ONFAULT) counts every page before any is touched; a touch adds that page to
     Locked and nothing to VmLck."""
@@ -60,8 +61,8 @@ def test_onfault_lock_counts_at_once(kind):
 
 
 @pytest.mark.source("mmap(2) MAP_LOCKED")
-@pytest.mark.parametrize("flags", [0, libc.MAP_NONBLOCK], ids=["blocking", "nonblock"])
-@pytest.mark.parametrize("kind", KINDS)
+@each("flags", [0, libc.MAP_NONBLOCK], ids=["blocking", "nonblock"])
+@each("kind", KINDS)
 def test_vmlck_grows_by_mapped_length(kind, flags):
     """mmap(MAP_LOCKED) counts and populates the whole mapping, MAP_NONBLOCK or not."""
     with mapping(kind, 8, flags=libc.MAP_LOCKED | flags) as region:
@@ -98,7 +99,7 @@ def test_map_locked_beside_locked_counts(kind):
 PARTS = [(0, 1), (0, 3), (2, 4), (5, 3), (7, 1), (0, 8)]
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "first", "count"),
     [
         *(("private", *part) for part in PARTS),
@@ -131,7 +132,7 @@ def test_part_locked_on_fault_counts_alone(first, count):
 
 
 @pytest.mark.needs("mincore")
-@pytest.mark.parametrize(
+@each(
     ("offset", "length", "expected"),
     [
         (0, PAGE, "L-------"),

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping, memfd
 from helpers.observe import account, status
@@ -14,12 +15,8 @@ from helpers.process import Child
 pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2) NOTES")]
 
 
-@pytest.mark.parametrize(
-    ("kind", "letter"), [("private", "L"), ("private", "F"), ("memfd-shared", "L")]
-)
-@pytest.mark.parametrize(
-    "prot", [libc.PROT_NONE, libc.PROT_READ, libc.PROT_WRITE], ids=["none", "read", "write"]
-)
+@each(("kind", "letter"), [("private", "L"), ("private", "F"), ("memfd-shared", "L")])
+@each("prot", [libc.PROT_NONE, libc.PROT_READ, libc.PROT_WRITE], ids=["none", "read", "write"])
 def test_mprotect_leaves_the_account(prot, kind, letter):
     """mprotect of a part, of all, and back leaves every locked page locked and counted."""
     with mapping(kind, 8) as region:

@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc, privilege
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, mapping
 from helpers.observe import maps, pagemap, status
@@ -20,7 +21,7 @@ def shape(region):
     return maps.locks(region.addr, region.end, PAGE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_map_locked_locks_counts_and_populates(kind):
     """mmap(MAP_LOCKED) returns with the whole mapping locked, counted and resident; munlock
     undoes the lock."""

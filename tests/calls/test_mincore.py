@@ -8,6 +8,7 @@ import ctypes
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE, PROT_NONE, PROT_READ
 from helpers.memory import hole, mapping
 
@@ -68,7 +69,7 @@ def test_mincore_of_part_of_a_mapping_begins_at_its_address():
         assert seen == wanted, "each part reads as that part of the whole"
 
 
-@pytest.mark.parametrize(
+@each(
     ("length", "entries"),
     [(1, 1), (PAGE - 1, 1), (PAGE, 1), (PAGE + 1, 2), (PAGE + PAGE // 2, 2), (3 * PAGE - 1, 3)],
 )

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import MCL_CURRENT, PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
@@ -28,7 +29,7 @@ def shape(region):
     return maps.locks(region.addr, region.end, PAGE)
 
 
-@pytest.mark.parametrize(
+@each(
     "locks",
     [
         (LOCK, LOCK, LOCK),
@@ -38,7 +39,7 @@ def shape(region):
     ],
     ids=lambda locks: "+".join("".join(map(str, how)) for how in locks),
 )
-@pytest.mark.parametrize("flags", [0, libc.MAP_LOCKED], ids=["mapped", "MAP_LOCKED"])
+@each("flags", [0, libc.MAP_LOCKED], ids=["mapped", "MAP_LOCKED"])
 def test_locks_do_not_stack(locks, flags):
     """However often and by whichever call a page was locked, it is counted once, and one
     munlock takes all of it back."""

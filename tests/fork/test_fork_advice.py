@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import Region, mapping
 from helpers.observe import maps, pagemap, rusage, status
@@ -29,7 +30,7 @@ def locked(region: Region, flags: int) -> tuple[int, int, list, list]:
     return state(region)
 
 
-@pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared", "memfd-private"])
+@each("kind", ["private", "shared", "memfd-shared", "memfd-private"])
 @LOCKS
 def test_dontfork_locked_memory_is_absent_in_the_child(kind, flags):
     """A locked mapping with MADV_DONTFORK is not in the child; the parent's lock, VmLck, pages and
@@ -176,7 +177,7 @@ def test_wipeonfork_holds_for_the_next_generation():
         assert seen == (bytes(N), 0), "contents and VmLck of the grandchild"
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "expected"),
     [
         ("private", "ok"),
@@ -187,7 +188,7 @@ def test_wipeonfork_holds_for_the_next_generation():
         ("file-shared", "EINVAL"),
     ],
 )
-@pytest.mark.parametrize("lock", [True, False], ids=["locked", "unlocked"])
+@each("lock", [True, False], ids=["locked", "unlocked"])
 def test_wipeonfork_accepts_private_anonymous_memory_only(kind, expected, lock):
     """MADV_WIPEONFORK of locked private anonymous memory succeeds, of shared or file memory fails
     with EINVAL: as without a lock."""

@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE, PAGE_KB
 from helpers.memory import Region, mapping
 from helpers.observe import maps, pagemap, rusage, status
@@ -117,8 +118,8 @@ def test_reading_leaves_pages_shared(kind):
 
 
 @pytest.mark.claim("W22", "W3", "W6")
-@pytest.mark.parametrize("who", ["parent", "child"])
-@pytest.mark.parametrize(("first", "pages"), [(0, 1), (5, 3), (0, N)])
+@each("who", ["parent", "child"])
+@each(("first", "pages"), [(0, 1), (5, 3), (0, N)])
 def test_writes_after_fork_fault_once_a_page(who, first, pages):
     """The first write to each page after fork costs one minor fault, though the parent's memory
     is locked; a second write costs none, and pages not written are not prepaid."""

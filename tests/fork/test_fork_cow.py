@@ -10,6 +10,7 @@ import os
 import pytest
 
 from helpers import libc, lru
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import Region, mapping
 from helpers.observe import pagemap, status
@@ -296,8 +297,8 @@ def let_go(child: Child, call: str, region: Region) -> None:
 
 
 @pytest.mark.claim("W13", "W15")
-@pytest.mark.parametrize("written", [(), (1, 4)], ids=["read", "wrote"])
-@pytest.mark.parametrize("call", ["munlock", "munmap", "exec", "exit", "SIGKILL"])
+@each("written", [(), (1, 4)], ids=["read", "wrote"])
+@each("call", ["munlock", "munmap", "exec", "exit", "SIGKILL"])
 def test_child_letting_go_leaves_the_parents_pages_mlocked(call, written):
     """When a child that shares a locked parent's pages, and fault-locked them too, lets them go,
     every page of the parent stays PG_mlocked; pages the parent left to it are gone with it."""

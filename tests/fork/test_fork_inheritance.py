@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 from helpers.memory import KINDS, Region, mapping
 from helpers.observe import maps, pagemap, status
@@ -45,8 +46,8 @@ def lock_by(route: str, region: Region) -> None:
 
 
 @pytest.mark.needs(f"lock:{N}")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("route", ["mlock", "onfault", "MAP_LOCKED"])
+@each("kind", KINDS)
+@each("route", ["mlock", "onfault", "MAP_LOCKED"])
 def test_fork_child_has_no_lock_and_parent_keeps_its_own(kind, route):
     """A fork child has VmLck 0 and neither lo nor lf on any mapping; the parent's lock, VmLck
     and present pages stay as they were, while the child lives and after it ended."""

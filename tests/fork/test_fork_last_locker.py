@@ -5,6 +5,7 @@ from itertools import permutations
 import pytest
 
 from helpers import kernel, libc, lru
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import Region, mapping
 from helpers.observe import mincore, pagemap, status
@@ -54,8 +55,8 @@ def start(region: Region) -> None:
     assert mlocked(region) == NONE, "nobody has locked yet"
 
 
-@pytest.mark.parametrize("kind", ["shared", "memfd-shared"])
-@pytest.mark.parametrize("way", WAYS)
+@each("kind", ["shared", "memfd-shared"])
+@each("way", WAYS)
 def test_page_of_an_only_locker_is_released_whichever_way_it_goes(kind, way):
     """PG_mlocked is set when a child locks shared memory and clear once it lets go, by whatever
     way; the unlocked parent's pages stay resident."""
@@ -75,7 +76,7 @@ def test_page_of_an_only_locker_is_released_whichever_way_it_goes(kind, way):
 ORDERS = [(WAYS[i], WAYS[(i + 2) % len(WAYS)], WAYS[(i + 3) % len(WAYS)]) for i in range(len(WAYS))]
 
 
-@pytest.mark.parametrize("ways", ORDERS, ids="-".join)
+@each("ways", ORDERS, ids="-".join)
 def test_page_of_three_lockers_is_released_by_the_last(ways):
     """A page that three processes locked stays PG_mlocked when the first and the second let go
     and is released by the third, each going its own way."""
@@ -94,7 +95,7 @@ def test_page_of_three_lockers_is_released_by_the_last(ways):
             assert mlocked(region) == NONE, f"no locker left after {ways[2]}"
 
 
-@pytest.mark.parametrize("order", list(permutations(range(3))), ids=lambda o: "".join(map(str, o)))
+@each("order", list(permutations(range(3))), ids=lambda o: "".join(map(str, o)))
 def test_order_of_unlocking_does_not_matter(order):
     """Parent and two children lock the same pages; in every order of munlock the pages stay
     PG_mlocked until the last."""

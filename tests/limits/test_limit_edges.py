@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc, memory
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
@@ -130,7 +131,7 @@ def test_limit_below_one_page_refuses_mlockall_with_enomem(limit):
         assert locked_pages() == 0, "nothing is locked"
 
 
-@pytest.mark.parametrize(
+@each(
     ("offset", "length", "pages"),
     [
         (0, 4 * PAGE - 1, 4),
@@ -179,7 +180,7 @@ def test_limit_refuses_every_longer_range_and_no_other():
         assert locked_pages() == 0, "all is given back"
 
 
-@pytest.mark.parametrize("kind", memory.KINDS)
+@each("kind", memory.KINDS)
 @pytest.mark.needs("limit:4")
 def test_limit_holds_for_mlock_of_each_kind(kind):
     """mlock of anonymous and file memory, private and shared, obeys the limit to the page."""
@@ -194,7 +195,7 @@ def test_limit_holds_for_mlock_of_each_kind(kind):
         assert locked_pages() == 4, "four pages are counted"
 
 
-@pytest.mark.parametrize("kind", memory.KINDS)
+@each("kind", memory.KINDS)
 @pytest.mark.needs("limit:4")
 def test_limit_holds_for_map_locked_of_each_kind(kind):
     """mmap(MAP_LOCKED) of anonymous and file memory, private and shared, obeys the limit to

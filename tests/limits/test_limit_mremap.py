@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, status
@@ -72,7 +73,7 @@ def test_mremap_growth_up_to_the_limit_succeeds(grow, onfault):
 
 
 @WAYS
-@pytest.mark.parametrize("limit", [0, 2 * PAGE], ids=["0", "2P"])
+@each("limit", [0, 2 * PAGE], ids=["0", "2P"])
 @pytest.mark.source("gVisor MremapLocked.RlimitMemlockZero")
 def test_mremap_growth_under_a_lowered_limit_gives_eagain(grow, limit):
     """Growth of locked memory under a limit lowered since, to 0 even, gives EAGAIN, never

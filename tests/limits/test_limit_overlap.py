@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
@@ -65,7 +66,7 @@ OVERLAPS = {
 }
 
 
-@pytest.mark.parametrize(("before", "now", "union"), OVERLAPS.values(), ids=OVERLAPS)
+@each(("before", "now", "union"), OVERLAPS.values(), ids=OVERLAPS)
 def test_overlap_counts_new_pages_only(before, now, union):
     """A range that overlaps locked memory is allowed exactly if the union of both fits the
     limit; else it is refused and changes nothing.

@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
@@ -54,7 +55,7 @@ WAYS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("release", WAYS, ids=lambda way: way.__name__)
+@each("release", WAYS, ids=lambda way: way.__name__)
 def test_released_pages_can_be_locked_again_exactly(release):
     """Each way of taking two of six locked pages away gives the limit two pages back,
     exactly.
@@ -265,9 +266,7 @@ LOCKS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("lock", "refusal"), LOCKS.items(), ids=lambda v: getattr(v, "__name__", v)
-)
+@each(("lock", "refusal"), LOCKS.items(), ids=lambda v: getattr(v, "__name__", v))
 @pytest.mark.source("POSIX mlock: on failure no lock is changed", "mlock-random-test.c")
 def test_refused_lock_changes_nothing(lock, refusal):
     """A lock refused for the limit leaves VmLck, VMAs, locks, present pages and contents as

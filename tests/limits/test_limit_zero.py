@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
@@ -195,7 +196,7 @@ def test_munlock_needs_no_privilege():
 
 
 @pytest.mark.needs("CAP_IPC_LOCK")
-@pytest.mark.parametrize("lock", ROUTES, ids=lambda route: route.__name__)
+@each("lock", ROUTES, ids=lambda route: route.__name__)
 def test_zero_limit_does_not_bind_the_capability(lock):
     """With CAP_IPC_LOCK every call that locks a range succeeds at limit 0, and so does locking
     no bytes.

@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, mapping
 from helpers.observe import maps, presence, rusage, status
@@ -18,7 +19,7 @@ NONE, ALL = "0" * PAGES, "1" * PAGES
 NO_FAULT = rusage.Faults(0, 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_munlock_leaves_pages_resident(kind):
     """munlock leaves every page present with its contents; reading them causes no fault."""
     before = status.vmlck_pages()

@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, mapping
 from helpers.observe import maps, presence, rusage, status
@@ -21,7 +22,7 @@ def mincore_of(kind, pages):
     return ALL if kind.startswith("file") else pages
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 @pytest.mark.claim("W17")
 def test_fault_lock_populates_nothing(kind):
     """mlock2(MLOCK_ONFAULT) counts all of an untouched range and brings in no page of it."""
@@ -37,7 +38,7 @@ def test_fault_lock_populates_nothing(kind):
         assert (vma.field_kb("Rss"), vma.field_kb("Locked")) == (0, 0), "nothing is resident"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 @pytest.mark.claim("W17")
 def test_write_to_fault_locked_memory_populates_that_page_only(kind):
     """A write to fault-locked memory brings in the page written, and VmLck does not move."""
@@ -64,7 +65,7 @@ def test_read_of_fault_locked_memory_populates_that_page_only(kind):
         assert presence.seen(region) == presence.agreed("00100000"), "page 2 is present, no other"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_fault_lock_keeps_present_pages_and_adds_none(kind):
     """mlock2(MLOCK_ONFAULT) of partly present memory keeps those pages and brings in no other."""
     with mapping(kind, PAGES) as region:
@@ -119,8 +120,8 @@ ONFAULT_ROUTES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
-@pytest.mark.parametrize("flags", ONFAULT_ROUTES.values(), ids=ONFAULT_ROUTES)
+@each("kind", ["private", "memfd-shared", "file-private"])
+@each("flags", ONFAULT_ROUTES.values(), ids=ONFAULT_ROUTES)
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_ONFAULT")
 def test_mlockall_current_onfault_populates_nothing(flags, kind):
@@ -138,8 +139,8 @@ def test_mlockall_current_onfault_populates_nothing(flags, kind):
         assert later == "10000100", "a touch brings in its page"
 
 
-@pytest.mark.parametrize("later", [0, libc.MCL_FUTURE], ids=["CURRENT", "CURRENT,FUTURE"])
-@pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
+@each("later", [0, libc.MCL_FUTURE], ids=["CURRENT", "CURRENT,FUTURE"])
+@each("kind", ["private", "memfd-shared", "file-private"])
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_ONFAULT")
 def test_mlockall_current_populates_what_was_fault_locked(kind, later):
@@ -164,8 +165,8 @@ NEW = {
 }
 
 
-@pytest.mark.parametrize("flags", NEW.values(), ids=NEW)
-@pytest.mark.parametrize("kind", ["private", "memfd-shared"])
+@each("flags", NEW.values(), ids=NEW)
+@each("kind", ["private", "memfd-shared"])
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_FUTURE, MCL_ONFAULT")
 def test_mapping_made_under_future_onfault_is_not_populated(kind, flags):

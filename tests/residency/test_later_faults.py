@@ -5,6 +5,7 @@ import os
 import pytest
 
 from helpers import libc, memory, process
+from helpers.each import each
 from helpers.memory import KINDS, mapping
 from helpers.observe import maps, presence, rusage
 from helpers.observe.rusage import Faults
@@ -29,7 +30,7 @@ def flags_of(route):
     return libc.MAP_LOCKED if route == "MAP_LOCKED" else 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_reading_locked_memory_does_not_fault(kind):
     """Reading locked memory that was never touched causes no fault; unlocked memory does."""
     with mapping(kind, PAGES) as control:
@@ -42,8 +43,8 @@ def test_reading_locked_memory_does_not_fault(kind):
         assert unlocked.minor >= least, "the same reads of unlocked memory do fault"
 
 
-@pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("route", ROUTES)
+@each("kind", OWN)
+@each("route", ROUTES)
 @pytest.mark.claim("W6")
 def test_writing_locked_private_memory_does_not_fault(route, kind):
     """Writing locked private memory that was never touched causes no fault, be it anonymous or a

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from helpers import libc, memory, process
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, presence, rusage, status
@@ -171,7 +172,7 @@ def test_mlockall_ignores_ranges_past_end_of_file():
 
 
 @PAST_END
-@pytest.mark.parametrize("lf", [0, libc.MLOCK_ONFAULT], ids=["full", "on-fault"])
+@each("lf", [0, libc.MLOCK_ONFAULT], ids=["full", "on-fault"])
 def test_truncation_takes_locked_pages(kind, lf):
     """Truncating a file takes its pages out of a locked mapping, private copies too; lock and VmLck
     stay, and pages of the file grown again come in when touched."""

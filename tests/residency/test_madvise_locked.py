@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from helpers import libc, memory
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, mapping
 from helpers.observe import maps, presence, status
@@ -31,7 +32,7 @@ TAKING = [
 
 
 @pytest.mark.needs("pageout")
-@pytest.mark.parametrize(("advice", "kind"), TAKING)
+@each(("advice", "kind"), TAKING)
 def test_advice_that_takes_pages_is_refused(advice, kind):
     """MADV_DONTNEED, FREE, COLD, PAGEOUT and REMOVE of locked or fault-locked memory give EINVAL
     and leave pages and contents as they are; without the lock the same advice is taken."""

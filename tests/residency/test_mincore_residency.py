@@ -7,6 +7,7 @@ import stat
 import pytest
 
 from helpers import libc, memory, privilege, process
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, mapping
 from helpers.observe import mincore, presence
@@ -78,7 +79,7 @@ def test_mincore_of_a_file_tells_of_the_page_cache(kind):
 
 
 @pytest.mark.needs("lock:8")
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_mincore_reports_locked_pages_once_dropped(kind):
     """mincore calls locked pages resident; after munlock and MADV_DONTNEED an anonymous mapping's
     are gone, while a file's stay in the page cache."""

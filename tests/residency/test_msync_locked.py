@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc, memory
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, mapping
 from helpers.observe import maps
@@ -40,7 +41,7 @@ def invalidate(addr, size):
 LOCKS = (libc.MLOCK_ONFAULT, 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_msync_invalidate_of_locked_memory_is_busy(kind):
     """msync with MS_INVALIDATE, alone or with MS_SYNC or MS_ASYNC, gives EBUSY on locked memory of
     every kind, populated or not; without it, or unlocked, it succeeds; bad flags are EINVAL."""

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from helpers import kernel, libc, lru, memory
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import pagemap, presence
@@ -128,8 +129,8 @@ def test_mlockall_marks_every_page_until_munlockall(flag, kind):
         assert marks(region) == marked(NONE), "unlocked"
 
 
-@pytest.mark.parametrize("touched", [True, False], ids=["present", "absent"])
-@pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared"])
+@each("touched", [True, False], ids=["present", "absent"])
+@each("kind", ["private", "memfd-private", "memfd-shared"])
 def test_lock_of_part_marks_that_part_only(kind, touched):
     """mlock marks the pages of its range, first and last too, present before or not, and no page
     beside them; munlock of one takes the mark from that one."""

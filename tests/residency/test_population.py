@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from helpers import libc, memory
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, Region, mapping
 from helpers.observe import maps, presence, status
@@ -34,8 +35,8 @@ def locked(route, kind, pages=PAGES, **how):
         yield region
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("route", [*SYSCALLS, *MMAP_FLAGS])
+@each("kind", KINDS)
+@each("route", [*SYSCALLS, *MMAP_FLAGS])
 @pytest.mark.claim("W6")
 @pytest.mark.source("mlock(2) DESCRIPTION", "mmap(2) MAP_LOCKED")
 def test_lock_populates_every_page(route, kind):
@@ -56,7 +57,7 @@ def test_map_locked_populates_in_spite_of_map_nonblock(kind):
         assert presence.seen(region) == presence.agreed(ALL), "every page is present"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_FUTURE")
 def test_mapping_made_under_mcl_future_is_populated(kind):
@@ -105,7 +106,7 @@ def test_mlockall_future_leaves_existing_mappings_absent():
         assert layout == [(0, PAGES, "")], "the mapping is not locked"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_lock_of_part_populates_that_part_only(kind):
     """mlock of pages 2 to 4 brings in these three and not one beside them."""
     with mapping(kind, PAGES) as region:
@@ -178,8 +179,8 @@ def test_lock_again_populates_dropped_pages():
         assert presence.seen(region) == presence.agreed(ALL), "all pages locked again"
 
 
-@pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared", "file-private"])
-@pytest.mark.parametrize("call", SYSCALLS)
+@each("kind", ["private", "memfd-private", "memfd-shared", "file-private"])
+@each("call", SYSCALLS)
 @pytest.mark.source("mlock2(2) MLOCK_ONFAULT")
 def test_full_lock_populates_fault_locked_memory(call, kind):
     """mlock of fault-locked memory brings in all of it; VmLck does not move, lf goes."""
@@ -206,9 +207,9 @@ def test_fault_lock_keeps_populated_memory(kind):
         assert status.vmlck_pages() == before, "VmLck is as before"
 
 
-@pytest.mark.parametrize("lf", [False, True], ids=["full", "on-fault"])
-@pytest.mark.parametrize("moved", [False, True], ids=["in-place", "moved"])
-@pytest.mark.parametrize("kind", ["private", "memfd-shared"])
+@each("lf", [False, True], ids=["full", "on-fault"])
+@each("moved", [False, True], ids=["in-place", "moved"])
+@each("kind", ["private", "memfd-shared"])
 @pytest.mark.source("mremap(2)", "mlock(2) NOTES")
 def test_mremap_populates_what_it_adds(kind, moved, lf):
     """mremap that grows locked memory brings in the added pages, in place or moved; of
@@ -268,8 +269,8 @@ def test_growing_stack_populates_touched_page_only(lf):
         assert status.vmlck_pages() - before == 4, "VmLck grows by the growth of the stack"
 
 
-@pytest.mark.parametrize("kind", ["private", "memfd-private", "file-private"])
-@pytest.mark.parametrize("route", ["mlock", "MAP_LOCKED"])
+@each("kind", ["private", "memfd-private", "file-private"])
+@each("route", ["mlock", "MAP_LOCKED"])
 @pytest.mark.source("mm/mprotect.c mprotect_fixup")
 def test_mprotect_populates_locked_inaccessible_memory(route, kind):
     """Locked PROT_NONE memory is counted but absent; mprotect that makes it writable brings in
@@ -287,8 +288,8 @@ def test_mprotect_populates_locked_inaccessible_memory(route, kind):
         assert presence.private(region) == ALL, "as pages of its own"
 
 
-@pytest.mark.parametrize("prot", [libc.PROT_WRITE, libc.PROT_READ], ids=["write", "read"])
-@pytest.mark.parametrize("kind", ["private", "shared", "file-private", "file-shared"])
+@each("prot", [libc.PROT_WRITE, libc.PROT_READ], ids=["write", "read"])
+@each("kind", ["private", "shared", "file-private", "file-shared"])
 def test_lock_populates_whatever_the_protection(kind, prot):
     """Memory that may only be written, or only be read, is populated by its lock just as well."""
     with locked("mlock", kind, prot=prot) as region:
@@ -357,7 +358,7 @@ def test_smaps_shows_locked_memory_resident(kind, prot):
         assert seen == size | {"Rss": vma.kb, "Locked": 0}, "resident and not locked"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 @pytest.mark.source("mmap(2) MAP_POPULATE, MAP_NONBLOCK")
 def test_map_populate_populates_without_locking(kind):
     """MAP_POPULATE brings in every page and locks none; with MAP_NONBLOCK it brings in nothing."""

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from helpers import libc, lru, memory
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, presence, rusage
@@ -37,8 +38,8 @@ ROUTES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["file-private", "memfd-private"])
-@pytest.mark.parametrize("route", ROUTES)
+@each("kind", ["file-private", "memfd-private"])
+@each("route", ROUTES)
 @pytest.mark.source("kselftest map_populate")
 def test_population_copies_pages_of_private_file(route, kind):
     """Population of a private writable file mapping, locked or not, copies each page at once with
@@ -53,12 +54,12 @@ def test_population_copies_pages_of_private_file(route, kind):
         assert b"\xee" not in region.peek(), "a write to the file does not show in any page"
 
 
-@pytest.mark.parametrize(
+@each(
     ("prot", "lock"),
     [(RW, ONFAULT), (RW, None), (R, 0), (R, None)],
     ids=["writable-fault-locked", "writable-unlocked", "read-only-locked", "read-only-unlocked"],
 )
-@pytest.mark.parametrize("kind", ["file-private", "memfd-private"])
+@each("kind", ["file-private", "memfd-private"])
 def test_read_of_private_file_copies_nothing(kind, prot, lock):
     """A private file mapping that is only read keeps the file's pages, fault-locked or locked
     read-only too: a later write to the file shows."""

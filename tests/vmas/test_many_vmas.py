@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from helpers import libc, memory, process
+from helpers.each import each
 from helpers.libc import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -74,7 +75,7 @@ def cut(vmas, first, end, inner, outer):
 
 
 @by_way
-@pytest.mark.parametrize("count", [2, 3, 4, 8])
+@each("count", [2, 3, 4, 8])
 def test_lock_reaches_every_vma_of_its_range(count, way):
     """A lock from within the first to within the last of 2, 3, 4 or 8 VMAs marks each page of
     its range and none beside it, and its unlock likewise; permissions stay."""

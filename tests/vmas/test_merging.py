@@ -5,6 +5,7 @@ from itertools import permutations
 import pytest
 
 from helpers import libc, memory
+from helpers.each import each
 from helpers.libc import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -91,7 +92,7 @@ def test_unlock_next_to_an_unlocked_part_extends_it(kind):
 
 
 @by_kind
-@pytest.mark.parametrize("order", list(permutations(["mlock", "onfault", "munlock"])), ids="-".join)
+@each("order", list(permutations(["mlock", "onfault", "munlock"])), ids="-".join)
 def test_different_locks_never_merge(kind, order):
     """Neighbours that are locked at once, locked on fault and unlocked stay three VMAs, in
     whatever order they lie or were locked."""

@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import libc, memory, process
+from helpers.each import each
 from helpers.libc import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -36,7 +37,7 @@ def layout(region):
     return maps.layout(region.addr, region.end, PAGE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_map_locked_marks_the_mapping(kind):
     """A mapping made with MAP_LOCKED, writable, read-only or inaccessible, is one VMA with lo
     and without lf; the same without MAP_LOCKED has neither."""

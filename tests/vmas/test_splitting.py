@@ -8,6 +8,7 @@ from itertools import groupby
 import pytest
 
 from helpers import libc, memory
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, mapping
 from helpers.observe import maps, status
@@ -183,8 +184,8 @@ def runs_of(model):
     return runs
 
 
-@pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@each("kind", ["private", "memfd-shared", "file-private"])
+@each("seed", [1, 2, 3])
 def test_vmas_follow_model_of_pages_through_random_locks(kind, seed):
     """After each of a random series of locks and unlocks of unaligned ranges, the VMAs are the
     maximal runs of pages with equal locks: nothing left unmerged, nothing merged wrongly."""

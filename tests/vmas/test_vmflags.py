@@ -3,6 +3,7 @@
 import pytest
 
 from helpers import kernel, libc
+from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import KINDS, mapping
 from helpers.observe import maps, status
@@ -36,7 +37,7 @@ def test_lock_on_fault_is_shown_as_lf():
 
 
 @pytest.mark.claim("W11")
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_lock_is_a_mark_on_the_vma(kind):
     """Memory of every kind has lo in VmFlags from its lock to its unlock, however it is locked,
     present or not, and VmLck is the summed size of the VMAs so marked."""
