@@ -18,7 +18,12 @@ pytestmark = [
 ]
 FUTURES = pytest.mark.parametrize(
     "flags",
-    [MCL_FUTURE, MCL_CURRENT | MCL_FUTURE, MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT],
+    [
+        # MCL_FUTURE alone locks only what the interpreter maps from then on.
+        pytest.param(MCL_FUTURE, marks=pytest.mark.needs(f"lock:{(4 << 20) // PAGE}")),
+        pytest.param(MCL_CURRENT | MCL_FUTURE, marks=pytest.mark.needs("lock-all")),
+        pytest.param(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT, marks=pytest.mark.needs("lock-all")),
+    ],
     ids=["future", "current-future", "current-future-onfault"],
 )
 
@@ -61,7 +66,6 @@ def mlockall_checked(flags: int) -> None:
             raise RuntimeError("MCL_FUTURE does not act before execve")
 
 
-@pytest.mark.needs("lock-all")
 @FUTURES
 def test_execve_drops_mcl_future(flags):
     """A program executed under MCL_FUTURE has VmLck 0 and no lo mapping, though it mapped its
@@ -158,7 +162,7 @@ def failing_execve_under_future(path: str) -> tuple[str, list]:
         return seen, maps.layout(region.addr, region.end, PAGE)
 
 
-@pytest.mark.needs("lock-all")
+@pytest.mark.needs(f"lock:{(4 << 20) // PAGE}")
 def test_failed_execve_keeps_mcl_future():
     """MCL_FUTURE still acts after a call of execve that failed."""
     with Child() as child:
@@ -204,7 +208,6 @@ def spawn_under_future(flags: int) -> tuple[int, set[str], list]:
     return vmlck_kb(state), lock_flags(smaps), shape
 
 
-@pytest.mark.needs("lock-all")
 @FUTURES
 def test_posix_spawn_does_not_pass_on_mcl_future(flags):
     """A program started by posix_spawn under MCL_FUTURE has no lock; MCL_FUTURE stays with the

@@ -191,7 +191,7 @@ def vfork_future(flags: int) -> tuple:
     return first, mapping_state(), status.vmlck_kb()
 
 
-@pytest.mark.needs("vfork", "lock-all")
+@pytest.mark.needs("vfork", f"lock:{(4 << 20) // PAGE}")
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [(MCL_FUTURE, ([(0, N, "lo")], N)), (MCL_FUTURE | MCL_ONFAULT, ([(0, N, "lo lf")], 0))],
