@@ -44,7 +44,7 @@ def locks_of(made):
     """The lock of the VMA that holds each mapping, in one reading of smaps."""
     vmas = maps.smaps()
     return {
-        what: "lo lf" if vma.onfault else "lo" if vma.locked else ""
+        what: vma.lock
         for what, r in made.items()
         for vma in vmas
         if vma.start <= r.addr and r.end <= vma.end
