@@ -178,11 +178,15 @@ def counts(wanted: Sequence[int]) -> array[int]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Pages of a range at one moment: pagemap entries, PFNs (0: absent) and page flags."""
+    """Pages of a range at one moment: pagemap entries, PFNs (0: absent) and page flags.
+
+    ``counts`` (kpagecount, mappings of each page) is filled by :func:`together` alone.
+    """
 
     entries: Sequence[int]
     pfns: Sequence[int]
     flags: Sequence[int]
+    counts: Sequence[int] = ()
 
     def having(self, mask: int) -> int:
         """How many pages carry every flag of ``mask``."""
@@ -221,6 +225,32 @@ def snapshot(addr: int, pages: int, pid: int | str = "self") -> Snapshot:
         after = _pread(path, addr // PAGE, pages)
         if after == before:
             return Snapshot(before, numbers, seen)
+        before = after
+    raise RuntimeError(f"pages at {addr:#x} moved during each of {_ATTEMPTS} readings")
+
+
+def together(addr: int, pages: int, *pids: int | str) -> list[Snapshot]:
+    """One range in several processes at one moment, with kpagecount: a snapshot for each pid.
+
+    Every pagemap is read, then flags and counts, then every pagemap again, and only what
+    stood still in all of them is taken: PFNs of the answer may be compared with each other.
+    (PFNs of two answers may not: pages can be migrated in between.)
+
+    Raises OSError without CAP_SYS_ADMIN, RuntimeError if pages moved under every attempt.
+    """
+    before = [entries(addr, pages, pid) for pid in pids]
+    for _ in range(_ATTEMPTS):
+        numbers = [[e & PFN_MASK if e >= PRESENT else 0 for e in seen] for seen in before]
+        wanted = sorted({n for row in numbers for n in row if n})
+        flag = dict(zip(wanted, flags(wanted)))
+        count = dict(zip(wanted, counts(wanted)))
+        after = [entries(addr, pages, pid) for pid in pids]
+        # flags and counts of a page that is being migrated show a page half mapped.
+        if after == before and counts(wanted) == list(count.values()):
+            return [
+                Snapshot(seen, row, [flag.get(n, 0) for n in row], [count.get(n, 0) for n in row])
+                for seen, row in zip(before, numbers)
+            ]
         before = after
     raise RuntimeError(f"pages at {addr:#x} moved during each of {_ATTEMPTS} readings")
 
