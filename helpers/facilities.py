@@ -261,6 +261,32 @@ def _mincore() -> None:
                 raise _missing_call("mincore", error, "2.4") from None
 
 
+def _vfork() -> None:
+    seen = ctypes.create_string_buffer(8)
+    try:
+        process.vforked("memset", ctypes.addressof(seen), 7, 4)
+    except (LookupError, OSError, process.ChildError) as error:
+        raise Unavailable(
+            "a C function cannot be run in a vfork child", str(error), "run natively, with glibc"
+        ) from None
+    if seen.raw != b"\7\7\7\7\0\0\0\0":
+        raise Unavailable("a C function cannot be run in a vfork child", f"memory {seen.raw!r}")
+
+
+def _proc_mem_force() -> None:
+    with memory.mapping("private", 1, prot=libc.PROT_READ) as page:
+        fd = os.open("/proc/self/mem", os.O_RDWR)
+        try:
+            os.pwrite(fd, b"x", page.addr)
+        except OSError as error:
+            raise Unavailable(
+                "/proc/self/mem does not write to read-only memory", str(error),
+                "boot with proc_mem.force_override=always",
+            ) from None  # fmt: skip
+        finally:
+            os.close(fd)
+
+
 PROBES: dict[str, Callable[[], None]] = {
     "lock-calls": _lock_calls,
     "smaps-flags": _smaps_flags,
@@ -281,6 +307,8 @@ PROBES: dict[str, Callable[[], None]] = {
     "remap-file-pages": _remap_file_pages,
     "mseal": _mseal,
     "droppable": _droppable,
+    "vfork": _vfork,
+    "proc-mem-force": _proc_mem_force,
 }
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""
 

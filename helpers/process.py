@@ -6,6 +6,7 @@ a second pytest: it always ends in ``os._exit``.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import gc
 import os
@@ -114,6 +115,7 @@ class Child:
     def __init__(self) -> None:
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
+        self._reads = requests  # by this number, in the child
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -178,6 +180,26 @@ class Child:
         value: T = self.result(deadline)
         return value
 
+    def become(self, *command: str, deadline: float = DEADLINE) -> None:
+        """Have the child execute a program in place of itself; return once it has.
+
+        The program reads what would be requests, so ``cat`` lives on until :meth:`leave`,
+        :meth:`kill` or the end of the block. Raises OSError if it could not be executed,
+        ChildHung after ``deadline`` seconds.
+        """
+        try:
+            self.start(_execute, self._reads, command)
+            kind, value = _receive(self._answers, time.monotonic() + deadline)
+        except EOFError:
+            # The answers' end closes on exec, after the old address space was given up.
+            return
+        except TimeoutError:
+            self.kill()
+            raise ChildHung(f"{command[0]} was not executed within {deadline:g} s") from None
+        if kind == "oserror":
+            raise OSError(*value)
+        raise ChildFailed(f"in the child:\n{value}")
+
     def wait(self) -> int:
         """Wait status (waitpid(2)) of the child once it has ended."""
         if self._status is None:
@@ -213,6 +235,11 @@ class Child:
             self._requests = -1
 
 
+def _execute(stdin: int, command: tuple[str, ...]) -> None:
+    os.dup2(stdin, 0)
+    os.execvp(command[0], command)
+
+
 def run(function: Callable[[], T], deadline: float = DEADLINE) -> T:
     """Value of ``function()`` run in a child of its own (closures allowed).
 
@@ -236,6 +263,53 @@ def run(function: Callable[[], T], deadline: float = DEADLINE) -> T:
         value: T = child.result(deadline)
         child.wait()
         return value
+
+
+_CONTEXT = 1 << 14
+"""Bytes for a ucontext_t, which takes 4.5 KiB at most (aarch64)."""
+_STACK = 1 << 16
+
+
+def vforked(function: str, *args: int) -> None:
+    """Call a function of the C library in a vfork child: CLONE_VM | CLONE_VFORK, own stack.
+
+    The child shares our memory and we stand still until it ends, so it may run no
+    interpreter: clone(2) starts it in setcontext(3), which calls ``function(*args)`` and
+    then ``_exit(0)``. What the function returned is lost; its effect is here.
+
+    Raises LookupError where the C library has no makecontext (musl).
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "makecontext"):
+        raise LookupError("the C library has no makecontext")
+    stacks = [ctypes.create_string_buffer(_STACK) for _ in range(3)]
+    call, leave = (ctypes.create_string_buffer(_CONTEXT) for _ in range(2))
+    word = ctypes.sizeof(ctypes.c_void_p)
+    prepare = library.makecontext
+    prepare.argtypes, prepare.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int], None
+    for context, stack, then, name, values in (
+        (leave, stacks[0], 0, "_exit", (0,)),
+        (call, stacks[1], ctypes.addressof(leave), function, args),
+    ):
+        library.getcontext(ctypes.byref(context))
+        # ucontext_t begins: flags, link, stack address, stack flags, stack size.
+        fields = (ctypes.c_void_p * 5).from_buffer(context)
+        fields[1], fields[2] = then, ctypes.addressof(stack)
+        fields[4] = _STACK
+        entry = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+        prepare(ctypes.byref(context), entry, len(values), *map(ctypes.c_void_p, values))
+    top = ctypes.addressof(stacks[2]) + _STACK - 16 * word
+    pid = libc.vfork_clone(
+        ctypes.cast(library.setcontext, ctypes.c_void_p),
+        top - top % 16,
+        libc.CLONE_VM | libc.CLONE_VFORK | signal.SIGCHLD,
+        ctypes.addressof(call),
+    )
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFSIGNALED(status):
+        raise ChildKilled(os.WTERMSIG(status))
+    if status:
+        raise ChildExited(os.waitstatus_to_exitcode(status))
 
 
 def die_with_parent(parent: int) -> None:
