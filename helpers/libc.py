@@ -239,7 +239,7 @@ def _wrapper(name: str, *argtypes: Any, restype: Any = ctypes.c_int) -> Callable
         assert result is not None
         return result
 
-    checked.__name__ = name
+    checked.__name__ = checked.__qualname__ = name  # picklable: Child.call(libc.munmap, …)
     return checked
 
 
