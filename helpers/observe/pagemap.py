@@ -246,7 +246,7 @@ def together(addr: int, pages: int, *pids: int | str) -> list[Snapshot]:
         count = dict(zip(wanted, counts(wanted)))
         after = [entries(addr, pages, pid) for pid in pids]
         # flags and counts of a page that is being migrated show a page half mapped.
-        if after == before and counts(wanted) == list(count.values()):
+        if after == before and list(counts(wanted)) == list(count.values()):
             return [
                 Snapshot(seen, row, [flag.get(n, 0) for n in row], [count.get(n, 0) for n in row])
                 for seen, row in zip(before, numbers)
