@@ -23,7 +23,7 @@ from helpers.facilities import Facility
 from helpers.pressure import cgroup, swap
 
 NAMES = requirements.PRESSURE
-SWAP_SIZE = 128 << 20
+SWAP_SIZE = 64 << 20
 _HANDED = "memlock_pressure"
 
 

@@ -67,7 +67,8 @@ def _map(kind: str, pages: int, flags: int = 0) -> Region:
     fd = -1
     if kind.startswith("memfd"):
         fd = memory.memfd(size)
-        os.pwrite(fd, contents(pages), 0)
+        if kind in _READ_ONLY:
+            os.pwrite(fd, contents(pages), 0)
     elif kind.startswith("file"):
         fd = disk_file(pages)
     how = libc.MAP_SHARED if kind.endswith("shared") else libc.MAP_PRIVATE
@@ -195,6 +196,12 @@ def replaced(before: State, after: State) -> int:
     """
     changed = sum(1 for a, b in zip(before.pfns, after.pfns) if a != b)
     return max(0, changed - (after.migrated - before.migrated))
+
+
+def standing(pid: int, region: Region) -> State:
+    """:func:`states` of one range."""
+    [found] = states(pid, [region])
+    return found
 
 
 def gone(region: Region, pid: int) -> int:

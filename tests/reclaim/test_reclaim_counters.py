@@ -1,5 +1,6 @@
 """The counters of locked pages: each is moved by its cause, and brought back."""
 
+import itertools
 import statistics
 import time
 
@@ -39,7 +40,7 @@ def alternate(take, give):
             act()
             lru.drain()
             seen.append(node.counters())
-    ways = [{k: b[k] - a[k] for k in a} for a, b in zip(seen, seen[1:])]
+    ways = [{k: b[k] - a[k] for k in a} for a, b in itertools.pairwise(seen)]
     taking, giving = ways[0::2], ways[1::2]
     levels, events = {}, {}
     for name in seen[0]:

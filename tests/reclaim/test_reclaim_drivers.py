@@ -7,7 +7,8 @@ import pytest
 
 from helpers import libc
 from helpers.libc import PAGE
-from helpers.observe import mincore, pagemap
+from helpers.memory import Region
+from helpers.observe import mincore
 from helpers.pressure import drive, twins
 from helpers.process import Child
 from helpers.report.verdicts import inconclusive
@@ -159,7 +160,8 @@ def test_dropping_page_cache_keeps_locked_file_pages(pressure, way):
         group.add(child.pid)
         addr, fd = child.call(half_locked_file, 2 * SIZE)
         before = child.call(cached, addr, 2 * SIZE)
-        frames = pagemap.pfns(addr, SIZE, child.pid)
+        mapped = Region(addr, SIZE * PAGE)
+        held = twins.standing(child.pid, mapped)
         if way == "fadvise":
             child.call(forget, fd)
         else:
@@ -168,5 +170,6 @@ def test_dropping_page_cache_keeps_locked_file_pages(pressure, way):
         if sum(before[SIZE:]) < SIZE or sum(after[SIZE:]) > SIZE // 4:
             inconclusive(f"{sum(after[SIZE:])} of {SIZE} unlocked pages stayed in the page cache")
         assert sum(after[:SIZE]) == SIZE, "every locked page is in the page cache"
-        assert pagemap.present_count(addr, SIZE, child.pid) == SIZE, "and still mapped"
-        assert pagemap.pfns(addr, SIZE, child.pid) == frames, "in the frame it had"
+        now = twins.standing(child.pid, mapped)
+        assert now.present == SIZE, "and still mapped"
+        assert twins.replaced(held, now) == 0, "in the frame it had"

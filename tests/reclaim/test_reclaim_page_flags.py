@@ -183,7 +183,7 @@ def test_lock_of_pages_in_a_batch_holds_and_is_repaired(pressure, where, pages):
         toucher.call(lru.drain)
         toucher.call(busy_elsewhere, region, there)
         locker.call(libc.mlock, region.addr, region.size)
-        frames = pagemap.pfns(region.addr, pages, locker.pid)
+        before = twins.standing(locker.pid, region)
         for child in (toucher, locker):
             child.call(lru.drain)
         drive.until_gone(group.reclaim, toucher.pid, control)
@@ -191,7 +191,8 @@ def test_lock_of_pages_in_a_batch_holds_and_is_repaired(pressure, where, pages):
             child.call(lru.drain)
         now = pagemap.snapshot(region.addr, pages, locker.pid)
         assert sum(now.present) == pages, "every page is in memory"
-        assert now.pfns == frames, "in the frame it had"
+        after = twins.standing(locker.pid, region)
+        assert twins.replaced(before, after) == 0, "in the frame it had"
         assert now.having(pagemap.MLOCKED) == pages, "and mlocked"
         assert now.having(pagemap.UNEVICTABLE) == pages, "and unevictable"
 
@@ -229,7 +230,7 @@ def test_idle_locked_memory_outlasts_many_reclaim_passes(pressure):
     with pressure.cgroup() as group, Child() as child:
         group.add(child.pid)
         pair = child.call(twins.make, ("private",), "mlock", PAGES)["private"]
-        before = pagemap.snapshot(pair.locked.addr, PAGES, child.pid)
+        before = twins.standing(child.pid, pair.locked)
         drive.until_gone(group.reclaim, child.pid, pair.control)
         for _ in range(20):
             child.call(twins.fill, pair.control)  # something to reclaim in each pass
@@ -238,7 +239,8 @@ def test_idle_locked_memory_outlasts_many_reclaim_passes(pressure):
         if twins.gone(pair.control, child.pid) < PAGES // 2:
             inconclusive("the control was not swapped out in the last pass")
         assert sum(after.present) == PAGES, "every locked page is in memory"
-        assert after.pfns == before.pfns, "in the frame it had"
+        moved = twins.replaced(before, twins.standing(child.pid, pair.locked))
+        assert moved == 0, "in the frame it had"
         assert after.having(pagemap.MLOCKED | pagemap.UNEVICTABLE) == PAGES, "and marked"
         referenced = 1 << pagemap.KPF["REFERENCED"] | 1 << pagemap.KPF["ACTIVE"]
         assert after.having(referenced) == 0, "though the kernel did not see it used"

@@ -90,9 +90,9 @@ def test_locked_segment_stays_while_an_unlocked_one_is_swapped(pressure):
     with pressure.cgroup() as group, Child() as child:
         group.add(child.pid)
         pair = child.call(lock_segment, SIZE)
-        [before] = twins.states(child.pid, [pair.locked])
+        before = twins.standing(child.pid, pair.locked)
         drive.until_gone(group.reclaim, child.pid, pair.control)
-        [after] = twins.states(child.pid, [pair.locked])
+        after = twins.standing(child.pid, pair.locked)
         assert before.present == SIZE, "all pages were in memory once locked"
         assert not after.lo, "the VMA is not lo: the segment is locked, not the mapping"
         assert after.present == SIZE, "every page of the locked segment is in memory"

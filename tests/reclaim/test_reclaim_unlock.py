@@ -38,9 +38,9 @@ def test_unlocking_evicts_nothing_and_the_next_pressure_takes_it(pressure, kind,
         group.add(child.pid)
         pair = child.call(twins.make, (kind,), "mlock", SIZE)[kind]
         drive.until_gone(group.reclaim, child.pid, pair.control)
-        [before] = twins.states(child.pid, [pair.locked])
+        before = twins.standing(child.pid, pair.locked)
         child.call(munlock_all_ways, way, pair.locked)
-        [after] = twins.states(child.pid, [pair.locked])
+        after = twins.standing(child.pid, pair.locked)
         assert before.present == SIZE, "locked: all pages stayed"
         assert after.present == SIZE, "unlocked: all pages are still there"
         assert twins.replaced(before, after) == 0, "in the frames they had"
@@ -82,6 +82,7 @@ def test_of_a_partly_locked_range_exactly_the_unlocked_pages_go(pressure, kind, 
             if present == expected:
                 break
             group.reclaim()
+        print(pagemap.snapshot(part.addr, part.pages, child.pid).present, *pagemap.describe(part.addr, 10, child.pid), group.stat(), sep="\n")
         assert present == expected, "exactly the pages that are not locked have gone"
         rest = part.sub(0, part.pages)
         child.call(libc.munlock, rest.addr, rest.size)
