@@ -6,5 +6,6 @@ pytest_plugins = (
     "helpers.forked",
     "helpers.gating",
     "helpers.report.terminal",
+    "helpers.report.writing",
     "pytester",
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers import libc, memory, process
+from helpers import libc, memory, process, vdso
 from helpers.libc import PAGE
 from helpers.observe import maps, status
 
@@ -31,9 +31,13 @@ class Deviation:
     source: str
     probe: Callable[[], bool]
     mended: str = ""
+    stable: tuple[Version, ...] = ()
+    """Stable releases known to have it mended: no excuse in their series from there on."""
 
     def covers(self, version: Version) -> bool:
         """The fault is excusable on this kernel version."""
+        if any(version[:2] == release[:2] and version >= release for release in self.stable):
+            return False
         return self.since <= version and (self.until is None or version < self.until)
 
     @property
@@ -57,6 +61,13 @@ def _wrapping_length() -> bool:
             and libc.outcome(libc.munlock, two.addr, libc.SIZE_MAX) == "ok"
             and status.vmlck_kb() == before
         )
+
+
+def _onfault_prot_none() -> bool:
+    with memory.mapping("private", 2, prot=libc.PROT_NONE) as two:
+        return libc.outcome(
+            libc.mlock2, two.addr, two.size, libc.MLOCK_ONFAULT
+        ) == "ENOMEM" and maps.layout(two.addr, two.end, PAGE) == [(0, 2, "lo lf")]
 
 
 def _dontunmap(pages: int, moved: int) -> tuple[int, int] | None:
@@ -94,10 +105,31 @@ def _huge_lock_overflows() -> bool:
     except OSError:
         return False
     before = status.vmlck_kb()
-    return (
-        libc.outcome(libc.mlock2, addr, size, libc.MLOCK_ONFAULT) == "ok"
-        and status.vmlck_kb() == before
-    )
+    # ENOMEM in 5.10, where PROT_NONE fails even on-fault locks; the lock stays all the same.
+    seen = libc.outcome(libc.mlock2, addr, size, libc.MLOCK_ONFAULT)
+    return seen in {"ok", "ENOMEM"} and maps.at(addr).locked and status.vmlck_kb() == before
+
+
+def _special_mapping_locked() -> bool:
+    libc.mlockall(libc.MCL_FUTURE)
+    low, high = vdso.map_again()
+    return any(v.locked for v in maps.smaps(low=low, high=high))
+
+
+def _droppable_locked() -> bool:
+    libc.mlockall(libc.MCL_FUTURE)
+    how = libc.MAP_DROPPABLE | libc.MAP_ANONYMOUS
+    return maps.at(libc.mmap(0, PAGE, libc.PROT_RW, how)).locked
+
+
+def _merging_range_enomem() -> bool:
+    for locked in (0, 1, 2):
+        with memory.mapping("private", 3) as three:
+            three.touch()
+            libc.mlock(three.at(locked), PAGE)
+            if libc.outcome(libc.mlock, three.addr, three.size) == "ENOMEM":
+                return True
+    return False
 
 
 KNOWN = {
@@ -109,6 +141,13 @@ KNOWN = {
             "EINVAL: addr + len overflows",
             (2, 6, 0), None, "mlock(2) ERRORS; PAGE_ALIGN in mm/mlock.c do_mlock",
             _wrapping_length,
+        ),
+        Deviation(
+            "onfault-populates-prot-none",
+            "mlock2(MLOCK_ONFAULT) of PROT_NONE memory gives ENOMEM, having locked it",
+            "0: a lock on fault populates nothing, so nothing can fail",
+            (4, 4, 0), (5, 18, 0), "populate_vma_page_range in mm/gup.c",
+            _onfault_prot_none, "b67bf49ce7aa (in 5.18)",
         ),
         Deviation(
             "dontunmap-leaks-vmlck",
@@ -123,7 +162,15 @@ KNOWN = {
             "MREMAP_DONTUNMAP of part of a locked VMA unlocks the rest of it too",
             "only the moved part of the source loses its lock",
             (5, 7, 0), (7, 2, 13), "mm/mremap.c dontunmap_complete", _dontunmap_strips,
-            "the split before VM_LOCKED_CLEAR_MASK (in 6.1.192, 7.2.13, 7.3.4)",
+            "the split before VM_LOCKED_CLEAR_MASK (in 6.1.192, 7.2.13, 7.3.4)", ((6, 1, 192),),
+        ),
+        Deviation(
+            "merging-range-enomem",
+            "a lock over VMAs that merge while the call walks over them gives ENOMEM, though "
+            "nothing is missing",
+            "0",
+            (6, 3, 0), (6, 5, 0), "mm/mlock.c apply_vma_lock_flags (commit 37598f5a9d8b)",
+            _merging_range_enomem, "commit 2658f94d6792 (in 6.5)",
         ),
         Deviation(
             "huge-lock-overflows",
@@ -131,6 +178,21 @@ KNOWN = {
             "VmLck grows by 2^32 pages",
             (2, 6, 0), (7, 3, 0), "int nr_pages in mm/mlock.c mlock_fixup",
             _huge_lock_overflows, "long nr_pages in mlock_fixup (in 7.3.4)",
+        ),
+        Deviation(
+            "special-mapping-locked",
+            "a special mapping (vdso) made under MCL_FUTURE is marked lo, uncounted; unmapping "
+            "it takes its pages out of VmLck",
+            "special mappings are never locked",
+            (2, 6, 18), (5, 18, 0), "mm/mmap.c __install_special_mapping",
+            _special_mapping_locked, "VM_LOCKED_CLEAR_MASK in __install_special_mapping (5.18)",
+        ),
+        Deviation(
+            "droppable-locked",
+            "a MAP_DROPPABLE mapping made under MCL_FUTURE is marked lo",
+            "droppable memory is never locked",
+            (6, 11, 0), (7, 2, 13), "mm/mmap.c do_mmap", _droppable_locked,
+            "its mending (in 6.12.107, 6.18.44, 7.2.13)", ((6, 12, 107), (6, 18, 44)),
         ),
     )
 }  # fmt: skip

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import libc, memory, privilege, process
+from helpers import bare, iouring, libc, memory, privilege, process, vdso
 from helpers.libc import PAGE
-from helpers.observe import maps, mincore, pagemap, status
+from helpers.observe import maps, mincore, pagemap, status, vmstat
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,21 @@ def _other_user() -> None:
     except OSError as error:
         raise Unavailable(
             "another user's ids cannot be taken", str(error), f"{ROOT}: CAP_SETUID, CAP_SETGID"
+        ) from None
+
+
+def _bare_process() -> None:
+    if not bare.supported():
+        raise Unavailable(
+            "no machine code for a bare process", libc.architecture(),
+            "add this architecture to _CODE in helpers/bare.py",
+        )  # fmt: skip
+    try:
+        with bare.Bare():
+            pass
+    except (process.ChildError, OSError) as error:
+        raise Unavailable(
+            "a program in a memfd cannot be executed", str(error), "sysctl vm.memfd_noexec=0"
         ) from None
 
 
@@ -196,6 +211,82 @@ def _process_madvise() -> None:
             os.close(fd)
 
 
+def _sysv_shm() -> None:
+    try:
+        segment = libc.shmget(libc.IPC_PRIVATE, PAGE, libc.IPC_CREAT | 0o600)
+    except OSError as error:
+        raise Unavailable(
+            "no SysV shared memory", str(error), "a kernel with CONFIG_SYSVIPC=y; kernel.shmmni"
+        ) from None
+    libc.shmctl(segment, libc.IPC_RMID, None)
+
+
+def _map_vdso() -> None:
+    try:
+        vdso.map_again()
+    except OSError as error:
+        raise Unavailable(
+            "the vdso cannot be mapped again", str(error),
+            "x86-64 with CONFIG_CHECKPOINT_RESTORE=y",
+        ) from None  # fmt: skip
+
+
+def _huge_range() -> None:
+    size = (1 << 32) * PAGE
+    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+    try:
+        libc.munmap(libc.mmap(0, size, libc.PROT_NONE, how), size)
+    except OSError as error:
+        raise Unavailable(
+            "no room for a mapping of 2^32 pages", str(error),
+            "a larger user address space; ulimit -v unlimited",
+        ) from None  # fmt: skip
+
+
+def _hugetlb() -> None:
+    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB
+    try:
+        size = vmstat.meminfo_kb("Hugepagesize") * 1024
+        libc.munmap(libc.mmap(0, size, libc.PROT_RW, how), size)
+    except (OSError, LookupError) as error:
+        raise Unavailable(
+            "no free huge page", str(error), "sysctl vm.nr_hugepages=8 while the suite runs"
+        ) from None
+
+
+def _secretmem() -> None:
+    try:
+        fd = libc.syscall("memfd_secret", 0)
+    except OSError as error:
+        raise Unavailable(
+            "memfd_secret is not available", str(error),
+            "a kernel from 5.14 on (before 6.5 booted with secretmem.enable=1), and no seccomp "
+            "filter on it",
+        ) from None  # fmt: skip
+    try:
+        os.ftruncate(fd, PAGE)
+        libc.munmap(libc.mmap(0, PAGE, libc.PROT_RW, libc.MAP_SHARED, fd), PAGE)
+    except OSError as error:
+        raise Unavailable(
+            "secret memory cannot be mapped", str(error), "CAP_IPC_LOCK or a larger ulimit -l"
+        ) from None
+    finally:
+        os.close(fd)
+
+
+def _io_uring() -> None:
+    try:
+        with memory.mapping("private", 1) as page, iouring.ring() as fd:
+            with iouring.fixed_buffer(fd, page.addr, PAGE):
+                pass
+    except OSError as error:
+        raise Unavailable(
+            "io_uring is not available", str(error),
+            "sysctl kernel.io_uring_disabled=0, and a seccomp profile that lets io_uring_setup "
+            "through (podman, docker: --privileged)",
+        ) from None  # fmt: skip
+
+
 def _map_count() -> None:
     path = Path("/proc/sys/vm/max_map_count")
     try:
@@ -283,18 +374,16 @@ def _vfork() -> None:
         raise Unavailable("a C function cannot be run in a vfork child", f"memory {seen.raw!r}")
 
 
-def _proc_mem_force() -> None:
+def _forced_write() -> None:
+    # proc_mem.force_override=, CONFIG_PROC_MEM_* (6.12) and lockdown may forbid it.
     with memory.mapping("private", 1, prot=libc.PROT_READ) as page:
-        fd = os.open("/proc/self/mem", os.O_RDWR)
         try:
-            os.pwrite(fd, b"x", page.addr)
+            memory.force(page.addr, b"x")
         except OSError as error:
             raise Unavailable(
                 "/proc/self/mem does not write to read-only memory", str(error),
                 "boot with proc_mem.force_override=always",
             ) from None  # fmt: skip
-        finally:
-            os.close(fd)
 
 
 PROBES: dict[str, Callable[[], None]] = {
@@ -306,6 +395,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "mincore": _mincore,
     "other-user": _other_user,
     "user-namespace": _user_namespace,
+    "bare-process": _bare_process,
     "disk-file": _disk_file,
     "map-count": _map_count,
     "stack-growth": _stack_growth,
@@ -316,10 +406,16 @@ PROBES: dict[str, Callable[[], None]] = {
     "process-madvise": _process_madvise,
     "remap-file-pages": _remap_file_pages,
     "mseal": _mseal,
+    "sysv-shm": _sysv_shm,
+    "map-vdso": _map_vdso,
+    "huge-range": _huge_range,
+    "hugetlb": _hugetlb,
+    "secretmem": _secretmem,
+    "io-uring": _io_uring,
     "droppable": _droppable,
     "mglru": _mglru,
+    "forced-write": _forced_write,
     "vfork": _vfork,
-    "proc-mem-force": _proc_mem_force,
 }
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""
 

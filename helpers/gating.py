@@ -217,6 +217,7 @@ def _gate(config: pytest.Config, item: pytest.Item, required: frozenset[str]) ->
         item.stash[required_key] = f"--require {bases[found.name]}: {found}"
     else:
         item.add_marker(pytest.mark.skip(reason=str(found)))
+        item.user_properties.append(("missing", found.constant))
 
 
 def _expect_deviation(item: pytest.Item) -> None:

@@ -141,6 +141,8 @@ MADV_COLD, MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 20, 21, 22, 2
 MADV_DONTNEED_LOCKED, MADV_COLLAPSE = 24, 25
 MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 102, 103
 
+IPC_PRIVATE, IPC_CREAT, IPC_RMID = 0, 0o1000, 0
+
 MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
 
 PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 23, 24
@@ -280,6 +282,13 @@ shmat = _wrapper("shmat", _int, _addr, _int, restype=_addr)
 shmdt = _wrapper("shmdt", _addr)
 shmctl = _wrapper("shmctl", _int, _int, _addr)
 unshare = _wrapper("unshare", _int)
+arch_prctl = _wrapper("arch_prctl", _int, _size) if hasattr(_dll, "arch_prctl") else None
+"""x86-64 only (arch_prctl(2))."""
+sbrk = _wrapper("sbrk", ctypes.c_ssize_t, restype=_addr)
+_loff = ctypes.c_longlong
+_fallocate = _wrapper(
+    "fallocate64" if hasattr(_dll, "fallocate64") else "fallocate", _int, _int, _loff, _loff
+)
 vfork_clone = _wrapper("clone", _addr, _addr, _int, _addr)
 
 
@@ -303,6 +312,14 @@ def mremap(addr: int, old: int, new: int, flags: int = 0, target: int = 0) -> in
 def brk(addr: int) -> int:
     """The raw brk(2): the program break after the call, unchanged when it is refused."""
     return syscall("brk", addr) & ULONG_MAX
+
+
+def punch(fd: int, offset: int, length: int) -> int:
+    """Cut a hole in a file (fallocate(2)); offset and length in bytes."""
+    return _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 
 def outcome(function: Callable[..., object], *args: object) -> str:

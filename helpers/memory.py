@@ -80,6 +80,24 @@ class Region:
         return b"".join(ctypes.string_at(a, 1) for a in range(self.addr, self.end, PAGE))
 
 
+_next = 1 << 33 if libc.WORD_BITS == 64 else 0
+
+
+def _reserve(size: int) -> int:
+    """An inaccessible mapping low in the address space, where the kernel has room for it.
+
+    smaps is written in the order of addresses, at the cost of a page-table walk for each
+    VMA: below the program and its libraries, a region is in the first lines. It is also far
+    from where the kernel puts the interpreter's next buffer, which would fit in a hole that a
+    case makes (with 64 KiB pages it would).
+    """
+    global _next
+    addr = libc.mmap(_next, size, libc.PROT_NONE)
+    if _next:
+        _next += size + PAGE
+    return addr
+
+
 @contextmanager
 def mapping(
     kind: str = "private",
@@ -110,7 +128,7 @@ def mapping(
     how = libc.MAP_SHARED if kind.endswith("shared") else libc.MAP_PRIVATE
     if used < 0:
         how |= libc.MAP_ANONYMOUS
-    base = libc.mmap(0, size + 2 * PAGE, libc.PROT_NONE)
+    base = _reserve(size + 2 * PAGE)
     try:
         addr = libc.mmap(base + PAGE, size, prot, how | libc.MAP_FIXED | flags, used, offset)
         region = Region(addr, size, kind, used)
@@ -143,17 +161,30 @@ def memfd(size: int) -> int:
 def scratch_file(pages: int, directory: Path | str | None = None) -> int:
     """Descriptor of an unlinked file; page n holds byte n (mod 256), all of it on disk.
 
-    Written and synced a page at a time: large page-cache folios (ext4 since 6.16, XFS)
-    would make PG_mlocked a matter of the whole folio (mm/rmap.c, 6.7).
+    Written a page at a time: large page-cache folios (ext4 since 6.16, XFS) are made by large
+    writes, and would make PG_mlocked a matter of the whole folio (mm/rmap.c, 6.7). Synced
+    once: a sync a page makes order-0 folios no more surely and takes five times as long.
     """
     fd, path = tempfile.mkstemp(prefix="memlock-", dir=directory)
     os.unlink(path)
     for page in range(pages):
         os.pwrite(fd, bytes([page & 0xFF]) * PAGE, page * PAGE)
-        os.fdatasync(fd)
+    os.fdatasync(fd)
     return fd
 
 
 def hole(region: Region, page: int, pages: int = 1) -> None:
     """Unmap ``pages`` pages of the region from page ``page`` on."""
     libc.munmap(region.at(page), pages * PAGE)
+
+
+def force(addr: int, data: bytes) -> None:
+    """Write to this process's memory through /proc/self/mem, whatever its protection.
+
+    OSError where the kernel forbids that.
+    """
+    fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, data, addr)
+    finally:
+        os.close(fd)

@@ -26,8 +26,9 @@ CAPABILITIES = {
     "CAP_PERFMON": 38, "CAP_BPF": 39, "CAP_CHECKPOINT_RESTORE": 40,
 }  # fmt: skip
 NOBODY = 65534
+_PR_CAP_AMBIENT_RAISE = 2
 INFINITE = resource.RLIM_INFINITY
-_V3 = 0x20080522
+CAPABILITY_VERSION_3 = 0x20080522
 _INIT_USER_NS = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_ns.h
 
 
@@ -52,10 +53,10 @@ class CapabilitySets:
     inheritable: int
 
 
-def capabilities() -> CapabilitySets:
-    """This thread's capability sets (capget(2))."""
+def capabilities(pid: int = 0) -> CapabilitySets:
+    """Capability sets of this thread, or of process ``pid`` (capget(2))."""
     data = (_Data * 2)()
-    libc.syscall("capget", _Header(_V3, 0), data)
+    libc.syscall("capget", _Header(CAPABILITY_VERSION_3, pid), data)
     low, high = data
     return CapabilitySets(
         low.effective[0] | high.effective[0] << 32,
@@ -71,7 +72,7 @@ def set_capabilities(sets: CapabilitySets) -> None:
         for name in ("effective", "permitted", "inheritable"):
             word = getattr(sets, name) >> (32 * index) & 0xFFFFFFFF
             getattr(data[index], name)[0] = word
-    libc.syscall("capset", _Header(_V3, 0), data)
+    libc.syscall("capset", _Header(CAPABILITY_VERSION_3, 0), data)
 
 
 def _bit(name: str) -> int:
@@ -109,6 +110,17 @@ def lower_effective(*names: str) -> None:
         mask |= _bit(name)
     if now.effective & mask:
         set_capabilities(CapabilitySets(now.effective & ~mask, now.permitted, now.inheritable))
+
+
+def pass_on(name: str) -> None:
+    """Let a permitted capability outlive the execve(2) of a user other than root.
+
+    Such a user keeps only ambient capabilities (capabilities(7)).
+    """
+    now = capabilities()
+    held = CapabilitySets(now.effective, now.permitted, now.inheritable | _bit(name))
+    set_capabilities(held)
+    libc.prctl(libc.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, CAPABILITIES[name], 0, 0)
 
 
 @contextmanager

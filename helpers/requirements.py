@@ -6,13 +6,16 @@ A requirement is a facility's name (:data:`helpers.facilities.PROBES`), a capabi
 ``lock:N``     kernel rules allow to lock N pages here (capability, or soft RLIMIT_MEMLOCK)
 ``lock-all``   the same for the whole address space, as mlockall needs
 ``limit:N``    a soft RLIMIT_MEMLOCK of N pages can be set (the hard limit is not below it)
+``limit-infinite``  the soft limit can be set to unlimited (the hard one is)
 ``budget:N``   N pages are within --memory-budget
 ``allow-sysctl``  --allow-sysctl was given
 ``cgroup``, ``swap``, ``swap-area``  set up by :mod:`helpers.pressure.session`
+``root-user``  the effective user id is 0, whatever the capabilities
 """
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from helpers.libc import PAGE
 
 PRESSURE = ("cgroup", "swap", "swap-area", "allow-sysctl")
 AMOUNTS = ("lock", "limit", "budget")
-PLAIN = ("lock-all",)
+PLAIN = ("lock-all", "limit-infinite", "root-user")
 
 
 class UnknownRequirement(ValueError):
@@ -39,10 +42,15 @@ class Missing:
     detail: str
     remedy: str
 
+    @property
+    def constant(self) -> str:
+        """The part of the reason that is the same on every machine."""
+        return f"needs {self.name}: {self.reason}"
+
     def __str__(self) -> str:
         detail = f" ({self.detail})" if self.detail else ""
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"needs {self.name}: {self.reason}{detail}{remedy}"
+        return f"{self.constant}{detail}{remedy}"
 
 
 def names() -> list[str]:
@@ -107,11 +115,12 @@ def _lock(name: str, size: int) -> Missing | None:
 
 def _limit(name: str, size: int) -> Missing | None:
     hard = privilege.memlock_limit()[1]
-    if hard == resource.RLIM_INFINITY or hard >= size:
+    if hard == resource.RLIM_INFINITY or hard >= size != privilege.INFINITE:
         return None
+    much = "unlimited" if size == privilege.INFINITE else f"{size // 1024} or more"
     return Missing(
         name, "the hard RLIMIT_MEMLOCK is too low for the case", _kilobytes(hard),
-        f"ulimit -H -l {size // 1024} or more (podman, docker: --ulimit memlock={size})",
+        f"ulimit -H -l {much} (podman, docker: --ulimit memlock={size})",
     )  # fmt: skip
 
 
@@ -133,6 +142,12 @@ def missing(requirement: str, survey: Mapping[str, Facility], budget: int) -> Mi
         )  # fmt: skip
     if name == "limit":
         return _facility("lock-calls", survey) or _limit(requirement, size)
+    if name == "limit-infinite":
+        return _facility("lock-calls", survey) or _limit(requirement, privilege.INFINITE)
+    if name == "root-user":
+        if os.geteuid() == 0:
+            return None
+        return Missing(name, "not user 0", f"uid {os.geteuid()}", "run as root")
     if name == "budget":
         if size <= budget:
             return None

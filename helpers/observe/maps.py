@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 LOCKED = "lo"
+_END = 1 << 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,13 @@ class Vma:
     @property
     def onfault(self) -> bool:
         """VM_LOCKONFAULT is set (any kernel: see :func:`onfault_letters`)."""
-        return self.locked and bool(self.flags & {"lf", "??"})
+        # Other flags are shown as ?? too, but not on memory that can be locked.
+        return "lf" in self.flags or (self.locked and "??" in self.flags)
+
+    @property
+    def lock(self) -> str:
+        """``""``, ``"lo"``, ``"lo lf"``; or ``"lf"`` alone, which no right kernel shows."""
+        return " ".join(name for name, on in (("lo", self.locked), ("lf", self.onfault)) if on)
 
     def field_kb(self, name: str) -> int:
         """A counter of smaps, in kB; 0 where the kernel does not print it."""
@@ -58,15 +66,38 @@ def onfault_letters(flags: str) -> str:
     return "lf" if " lf" in f" {flags}" else "??"
 
 
-def _read(path: str) -> str:
+_HEADER = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
+
+
+def _read(path: str, low: int = 0, high: int = _END) -> str:
+    """Text of the VMAs overlapping [low, high).
+
+    The file is in order of addresses and made as it is read, so reading stops behind
+    ``high``, and only what was asked for is decoded and parsed.
+    """
+    data = bytearray()
+    heads: list[tuple[int, int, int]] = []
+    whole = low <= 0 and high >= _END
+    done = 0
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        chunks = []
-        while chunk := os.read(fd, 1 << 18):
-            chunks.append(chunk)
+        while chunk := os.read(fd, 1 << 16):
+            data += chunk
+            if whole:
+                continue
+            lines = data.rfind(b"\n") + 1
+            found = _HEADER.finditer(data, done, lines)
+            heads += [(int(m[1], 16), int(m[2], 16), m.start()) for m in found]
+            done = lines
+            if heads and heads[-1][0] >= high:
+                break
     finally:
         os.close(fd)
-    return b"".join(chunks).decode(errors="surrogateescape")
+    if not whole:
+        first = next((at for _, end, at in heads if end > low), len(data))
+        last = next((at for start, _, at in heads if start >= high), len(data))
+        data = data[first:last]
+    return data.decode(errors="surrogateescape")
 
 
 def _header(line: str) -> Vma:
@@ -119,21 +150,14 @@ def parse_smaps(text: str) -> list[Vma]:
     return found
 
 
-def _overlapping(vmas: list[Vma], low: int, high: int) -> list[Vma]:
-    return [v for v in vmas if v.start < high and v.end > low]
-
-
-_END = 1 << 64
-
-
 def vmas(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
     """VMAs overlapping [low, high) from maps (no flags: cheap)."""
-    return _overlapping(parse_maps(_read(f"/proc/{pid}/maps")), low, high)
+    return parse_maps(_read(f"/proc/{pid}/maps", low, high))
 
 
 def smaps(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
     """VMAs overlapping [low, high) from smaps, with flags and counters."""
-    return _overlapping(parse_smaps(_read(f"/proc/{pid}/smaps")), low, high)
+    return parse_smaps(_read(f"/proc/{pid}/smaps", low, high))
 
 
 def at(addr: int, pid: int | str = "self") -> Vma:
@@ -146,13 +170,42 @@ def at(addr: int, pid: int | str = "self") -> Vma:
 def layout(low: int, high: int, unit: int, pid: int | str = "self") -> list[tuple[int, int, str]]:
     """VMAs in [low, high) as (first, last + 1, lock), in ``unit`` bytes from ``low``.
 
-    ``lock`` is ``""``, ``"lo"`` or ``"lo lf"``: the shape of a locked range in one list.
+    ``lock`` is :attr:`Vma.lock`: the shape of a locked range in one list.
     """
-    shape = []
-    for v in smaps(pid, low, high):
-        lock = "lo lf" if v.onfault else "lo" if v.locked else ""
-        shape.append(((max(v.start, low) - low) // unit, (min(v.end, high) - low) // unit, lock))
-    return shape
+    return [(first, end, lock) for first, end, _, _, lock in pieces(low, high, unit, pid)]
+
+
+def pieces(
+    low: int, high: int, unit: int, pid: int | str = "self"
+) -> list[tuple[int, int, str, int, str]]:
+    """VMAs in [low, high) as (first, last + 1, perms, file offset, lock).
+
+    As :func:`layout`; the offset of the VMA's start in its file is in ``unit`` too.
+    """
+    return [
+        (
+            (max(v.start, low) - low) // unit,
+            (min(v.end, high) - low) // unit,
+            v.perms,
+            v.offset // unit,
+            v.lock,
+        )
+        for v in smaps(pid, low, high)
+    ]
+
+
+def locks(low: int, high: int, unit: int, pid: int | str = "self") -> list[tuple[int, int, str]]:
+    """:func:`layout` with equal neighbours joined: what is locked, in however many VMAs.
+
+    Kernels differ in when they join neighbours that were faulted in apart (seen on 5.10).
+    """
+    joined: list[tuple[int, int, str]] = []
+    for first, last, lock in layout(low, high, unit, pid):
+        if joined and joined[-1][1:] == (first, lock):
+            joined[-1] = (joined[-1][0], last, lock)
+        else:
+            joined.append((first, last, lock))
+    return joined
 
 
 def total_kb(counted: Callable[[Vma], bool], pid: int | str = "self") -> int:

@@ -240,7 +240,7 @@ def together(addr: int, pages: int, *pids: int | str) -> list[Snapshot]:
     """
     before = [entries(addr, pages, pid) for pid in pids]
     for _ in range(_ATTEMPTS):
-        numbers = [[e & PFN_MASK if e >= PRESENT else 0 for e in seen] for seen in before]
+        numbers = [_numbers(seen) for seen in before]
         wanted = sorted({n for row in numbers for n in row if n})
         flag = dict(zip(wanted, flags(wanted)))
         count = dict(zip(wanted, counts(wanted)))

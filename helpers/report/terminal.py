@@ -104,7 +104,7 @@ def table(behaviours: Iterable[Behaviour]) -> list[str]:
 
 
 def _grouped(behaviours: Iterable[Behaviour], *verdicts: Verdict) -> list[tuple[str, int]]:
-    return Counter(b.reason for b in behaviours if b.verdict in verdicts).most_common()
+    return Counter(b.detail or b.reason for b in behaviours if b.verdict in verdicts).most_common()
 
 
 def deviating(behaviours: Iterable[Behaviour]) -> list[str]:

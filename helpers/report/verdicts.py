@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -40,7 +41,10 @@ class Behaviour:
     verdict: Verdict = Verdict.VERIFIED
     reason: str = ""
     duration: float = 0.0
+    detail: str = ""
     notes: dict[str, str] = field(default_factory=dict)
+    evidence: list[tuple[str, str]] = field(default_factory=list)
+    series: list[dict[str, Any]] = field(default_factory=list)
 
 
 def inconclusive(reason: str) -> Any:
@@ -92,3 +96,9 @@ def gather(behaviours: dict[str, Behaviour], report: pytest.TestReport) -> None:
     judged = verdict_of(report)
     if judged and _RANK.index(judged[0]) >= _RANK.index(found.verdict):
         found.verdict, found.reason = judged
+        if found.verdict is Verdict.NOT_VERIFIED and "missing" in properties:
+            found.reason, found.detail = str(properties["missing"]), found.reason
+    if report.failed:
+        found.evidence += [(t, x) for t, x in report.sections if t not in {"Behaviour"}]
+        found.evidence.append((f"Report ({report.when})", report.longreprtext))
+    found.series += [json.loads(str(v)) for k, v in report.user_properties if k == "series"]

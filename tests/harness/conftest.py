@@ -12,8 +12,58 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+EVERY = '''
+import pytest
+from helpers import deviations, libc, memory
+from helpers.report.verdicts import inconclusive
+
+@pytest.mark.source("mlock(2) NOTES")
+@pytest.mark.claim("W5")
+def test_verified():
+    """A fact that holds."""
+
+def test_failed():
+    """VmLck counts both pages."""
+    with memory.mapping("private", 2) as region:
+        region.touch()
+        seen = 1
+        assert seen == 2, "VmLck in pages"
+
+@pytest.mark.deviation("wrapping-length")
+@pytest.mark.needs("lock:2")
+def test_deviates():
+    """A length that overflows is refused."""
+    with memory.mapping("private", 1) as page:
+        assert libc.outcome(libc.mlock, page.addr, libc.SIZE_MAX) == "EINVAL", "length overflows"
+
+def test_not_verified():
+    """Something that cannot be had here."""
+    pytest.skip("needs a unicorn")
+
+def test_inconclusive():
+    """Something whose control stood still."""
+    inconclusive("the control did not move")
+
+@pytest.fixture
+def broken():
+    raise RuntimeError("no set-up today")
+
+def test_broken(broken):
+    """Never reached."""
+'''
+DEVIANT = (
+    EVERY[: EVERY.index("def test_failed")]
+    + EVERY[EVERY.index('@pytest.mark.deviation("wr') : EVERY.index("def test_not_verified")]
+)
+
+
 class Suite:
     """A checkout-like folder with our conftest, helpers and pyproject, and cases of its own."""
+
+    EVERY = EVERY
+    """A module with one case of each verdict."""
+    DEVIANT = DEVIANT
+    """Of those, the verified and the deviating one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

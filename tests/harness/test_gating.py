@@ -18,6 +18,8 @@ FINE = "def test_fine():\n    pass\n"
         (["--memory-budget", "0"], "half of MemAvailable"),
         (["--file-dir", "/nowhere/at/all"], "is not a folder we can write to"),
         (["--junitxml", "/proc/self/x/result.xml"], "cannot be written"),
+        (["--report", "/proc/self/x"], "cannot be written"),
+        (["--report", "/dev/null/x"], "cannot be written"),
         (["--deadline", "0"], "--deadline wants seconds above 0"),
         (["--deadline", "soon"], "invalid float value"),
     ],

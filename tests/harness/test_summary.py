@@ -5,53 +5,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-EVERY = '''
-import pytest
-from helpers import deviations, libc, memory
-from helpers.report.verdicts import inconclusive
-
-@pytest.mark.source("mlock(2) NOTES")
-@pytest.mark.claim("W5")
-def test_verified():
-    """A fact that holds."""
-
-def test_failed():
-    """VmLck counts both pages."""
-    with memory.mapping("private", 2) as region:
-        region.touch()
-        seen = 1
-        assert seen == 2, "VmLck in pages"
-
-@pytest.mark.deviation("wrapping-length")
-@pytest.mark.needs("lock:2")
-def test_deviates():
-    """A length that overflows is refused."""
-    with memory.mapping("private", 1) as page:
-        assert libc.outcome(libc.mlock, page.addr, libc.SIZE_MAX) == "EINVAL", "length overflows"
-
-def test_not_verified():
-    """Something that cannot be had here."""
-    pytest.skip("needs a unicorn")
-
-def test_inconclusive():
-    """Something whose control stood still."""
-    inconclusive("the control did not move")
-
-@pytest.fixture
-def broken():
-    raise RuntimeError("no set-up today")
-
-def test_broken(broken):
-    """Never reached."""
-'''
-
 ROW = re.compile(r"^calls +(.*)$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
 def test_every_verdict_is_told(suite, workers):
     """One line a chapter, one column a verdict; each failure explains itself; JUnit agrees."""
-    suite.case(EVERY)
+    suite.case(suite.EVERY)
     done = suite.run("--junitxml=out.xml", *workers)
     text = done.stdout
     assert done.returncode == 1
@@ -87,15 +47,10 @@ def test_every_verdict_is_told(suite, workers):
     assert cases["test_not_verified"].find("skipped").get("message") == "needs a unicorn"
 
 
-DEVIANT = EVERY[: EVERY.index("def test_failed")] + EVERY[
-    EVERY.index('@pytest.mark.deviation("wr') : EVERY.index("def test_not_verified")
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("option", [(), ("-n", "1")], ids=["alone", "worker"])
 def test_deviation_fails_only_on_request(suite, option):
     """A known deviation leaves the exit code alone unless --fail-on-deviation is given."""
-    suite.case(DEVIANT)
+    suite.case(suite.DEVIANT)
     assert suite.run(*option).returncode == 0
     done = suite.run("--fail-on-deviation", *option)
     assert done.returncode == 1
@@ -104,7 +59,7 @@ def test_deviation_fails_only_on_request(suite, option):
 
 def test_known_deviation_that_passes_is_a_failure(suite):
     """Where the probe sees the fault and the case does not, the case is the one that is wrong."""
-    suite.case(DEVIANT.replace('== "EINVAL"', '!= ""'))
+    suite.case(suite.DEVIANT.replace('== "EINVAL"', '!= ""'))
     done = suite.run()
     assert done.returncode == 1
     assert "XPASS(strict)" in done.stdout
@@ -112,11 +67,11 @@ def test_known_deviation_that_passes_is_a_failure(suite):
 
 def test_other_error_than_the_known_deviation_is_a_failure(suite):
     """An expected failure excuses an assertion about the kernel, not a broken case."""
-    suite.case(DEVIANT.replace("memory.mapping(", "memory.no_such("))
+    suite.case(suite.DEVIANT.replace("memory.mapping(", "memory.no_such("))
     assert suite.run().returncode == 1
 
 
 def test_quiet_and_plain_when_piped(suite):
     """No control characters reach a file or a pipe."""
-    suite.case(EVERY)
+    suite.case(suite.EVERY)
     assert "\x1b" not in suite.run().stdout

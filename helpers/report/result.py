@@ -1,0 +1,197 @@
+"""result.json: one run on one machine, in a documented, versioned form (schema.json beside).
+
+The file is valid JSON after every case: the tail that closes it is overwritten by the next
+behaviour in one write, so a run that is killed leaves what it found out by then, with
+``"complete": false``. The end of the run replaces it atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers.facilities import Facility
+from helpers.report import machine
+from helpers.report.verdicts import Behaviour, Verdict
+
+SCHEMA = 1
+FILE = "result.json"
+_TAIL = "\n]}\n"
+LONGEST = 20_000
+"""Characters of one piece of evidence that are kept."""
+
+
+class Unreadable(ValueError):
+    """A result that cannot be used; the text is one line for the person who named it."""
+
+
+def clip(text: str) -> str:
+    """The text, cut where it is longer than anybody reads."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}\n… {len(text) - LONGEST} more characters"
+
+
+def as_dict(behaviour: Behaviour) -> dict[str, Any]:
+    """A behaviour as the schema has it."""
+    found: dict[str, Any] = {
+        "id": behaviour.id,
+        "chapter": behaviour.chapter,
+        "statement": behaviour.statement,
+        "source": behaviour.source,
+        "claims": behaviour.claims,
+        "verdict": behaviour.verdict.value,
+        "reason": clip(behaviour.reason),
+        "duration": round(behaviour.duration, 6),
+    }
+    if behaviour.detail:
+        found["detail"] = clip(behaviour.detail)
+    if behaviour.evidence:
+        found["evidence"] = [{"title": t, "text": clip(x)} for t, x in behaviour.evidence]
+    if behaviour.series:
+        found["series"] = behaviour.series
+    return found
+
+
+class Writer:
+    """Writes ``result.json`` in a folder as the run goes. Raises OSError where it cannot."""
+
+    def __init__(self, folder: Path, facilities: Iterable[Facility]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / FILE
+        self.run: dict[str, Any] = {
+            "id": uuid.uuid4().hex,
+            "started": time.time(),
+            "ended": None,
+            "exit_code": None,
+            **machine.describe(),
+            "facilities": [vars(f) for f in facilities],
+        }
+        head = {"schema": SCHEMA, "run": self.run, "complete": False}
+        text = json.dumps(head)[:-1] + ', "behaviours": [' + _TAIL
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text(text)
+        os.replace(temporary, self.path)
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        self._end = len(text.encode()) - len(_TAIL)
+        self._first = True
+
+    def add(self, behaviour: Behaviour) -> None:
+        """Append one behaviour that has its verdict."""
+        text = ("" if self._first else ",") + "\n" + json.dumps(as_dict(behaviour))
+        data = text.encode() + _TAIL.encode()
+        os.pwrite(self._fd, data, self._end)
+        self._end += len(data) - len(_TAIL)
+        self._first = False
+
+    def finish(self, behaviours: Iterable[Behaviour], exit_code: int) -> None:
+        """Replace the file by its complete form."""
+        os.close(self._fd)
+        self.run |= {"ended": time.time(), "exit_code": exit_code}
+        rows = ",\n".join(json.dumps(as_dict(b)) for b in behaviours)
+        head = json.dumps({"schema": SCHEMA, "run": self.run, "complete": True})[:-1]
+        temporary = self.path.with_suffix(".new")
+        with temporary.open("w") as file:
+            file.write(f'{head}, "behaviours": [\n{rows}{_TAIL}')
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result file, read and checked."""
+
+    path: Path
+    run: Mapping[str, Any]
+    complete: bool
+    behaviours: Mapping[str, Behaviour] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """The run's random id."""
+        return str(self.run["id"])
+
+    @property
+    def kernel(self) -> str:
+        """uname -r of the kernel that was verified."""
+        return str(self.run["kernel"]["release"])
+
+    @property
+    def label(self) -> str:
+        """Short name: kernel, architecture, page size where it is not the usual one."""
+        size = int(self.run["page_size"]) // 1024
+        pages = "" if size == 4 else f" {size}K"
+        text = f"{self.kernel} {self.run['architecture']}{pages}"
+        return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def find(path: Path) -> Path:
+    """The result file that ``path`` names: itself, or the one in that folder.
+
+    Raises :class:`Unreadable`.
+    """
+    if path.is_dir():
+        if not (path / FILE).is_file():
+            raise Unreadable(
+                f"{path}: no {FILE} in this folder; make one by pytest --report {path}"
+            )
+        return path / FILE
+    if not path.exists():
+        raise Unreadable(f"{path}: no such file")
+    return path
+
+
+def load(path: Path) -> Result:
+    """Read and check a result. Raises :class:`Unreadable` with one line on anything amiss."""
+    file = find(path)
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unreadable(f"{file}: cannot be read: {error}") from None
+    if not text.strip():
+        raise Unreadable(f"{file}: empty")
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise Unreadable(f"{file}: truncated or not JSON ({error})") from None
+    if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
+        raise Unreadable(f"{file}: not a result of memlock-tests")
+    if value["schema"] > SCHEMA:
+        raise Unreadable(
+            f"{file}: schema {value['schema']} is newer than this suite's {SCHEMA}; update it"
+        )
+    try:
+        return _checked(file, value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unreadable(f"{file}: not a result of schema {SCHEMA} ({error!r})") from None
+
+
+def _checked(file: Path, value: Mapping[str, Any]) -> Result:
+    run = value["run"]
+    for key in ("id", "architecture"):
+        if not isinstance(run[key], str):
+            raise TypeError(f"run.{key}")
+    if not isinstance(run["kernel"]["release"], str) or not isinstance(run["page_size"], int):
+        raise TypeError("run.kernel")
+    found: dict[str, Behaviour] = {}
+    for row in value["behaviours"]:
+        made = Behaviour(
+            row["id"], row["chapter"], row["statement"], row["source"], row["claims"],
+            Verdict(row["verdict"]), row["reason"], float(row["duration"]),
+            detail=row.get("detail", ""),
+            evidence=[(e["title"], e["text"]) for e in row.get("evidence", [])],
+            series=list(row.get("series", [])),
+        )  # fmt: skip
+        if not all(
+            isinstance(t, str) for t in (made.id, made.chapter, made.statement, made.reason)
+        ):
+            raise TypeError("behaviours")
+        found[made.id] = made
+    return Result(file, run, bool(value["complete"]), found)

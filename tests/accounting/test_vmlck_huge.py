@@ -1,0 +1,50 @@
+"""Locks of very many pages: the count must not be cut to fewer bits."""
+
+import pytest
+
+from helpers import libc
+from helpers.libc import PAGE
+from helpers.memory import Region
+from helpers.observe import account, maps, status
+
+pytestmark = [
+    pytest.mark.needs("lock-all", "smaps-flags"),
+    pytest.mark.source("mlock(2); mm/mlock.c mlock_fixup"),
+]
+
+
+def reserve(pages):
+    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+    return Region(libc.mmap(0, pages * PAGE, libc.PROT_NONE, how), pages * PAGE)
+
+
+def lock_nothing_resident(region):
+    # The errno is the calls chapter's: 5.10 says ENOMEM for PROT_NONE, and locks.
+    libc.outcome(libc.mlock2, region.addr, region.size, libc.MLOCK_ONFAULT)
+
+
+@pytest.mark.parametrize("pages", [(1 << 16) + 3, (1 << 19) + 5, (1 << 20) + 1])
+def test_large_lock_is_counted_in_full(pages):
+    """A lock of gigabytes of address space, none of it resident, is counted to the page, and
+    so is what is unlocked and unmapped of it."""
+    region = reserve(pages)
+    lock_nothing_resident(region)
+    assert status.vmlck_pages() == pages, "every page counts"
+    assert maps.locked_kb() == region.kb, "and is lo"
+    libc.munlock(region.at(1), PAGE)
+    assert status.vmlck_pages() == pages - 1, "one is unlocked"
+    libc.munmap(region.at(3), region.size - 4 * PAGE)
+    assert status.vmlck_pages() == 3, "all but three pages are unmapped"
+    assert account.pages(region.sub(0, 4)) == "F-F-", "two at the head"
+    assert account.pages(Region(region.end - PAGE, PAGE)) == "F", "and one at the tail"
+
+
+@pytest.mark.needs("huge-range")
+@pytest.mark.deviation("huge-lock-overflows")
+def test_lock_of_four_gigapages_is_counted():
+    """A lock of 2^32 pages counts them all."""
+    # Never unmapped: where the count came out as 0, munmap would take it below.
+    region = reserve(1 << 32)
+    lock_nothing_resident(region)
+    assert maps.at(region.addr).locked, "the range is lo"
+    assert status.vmlck_pages() == 1 << 32, "2^32 pages count"

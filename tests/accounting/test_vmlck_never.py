@@ -1,0 +1,159 @@
+"""What is never locked and never counted, and what counts elsewhere."""
+
+import os
+
+import pytest
+
+from helpers import iouring, libc, vdso
+from helpers.libc import PAGE
+from helpers.memory import Region, mapping, unmapped_after
+from helpers.observe import account, maps, pagemap, status, vmstat
+from helpers.observe.account import balanced
+from helpers.process import Child
+from helpers.report.verdicts import inconclusive
+
+pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2)")]
+
+SPECIAL = frozenset({"io", "de", "pf", "mm"})  # VM_SPECIAL
+
+
+@pytest.mark.needs("lock-all")
+def test_special_mappings_are_never_counted():
+    """mlock of [vdso] and its data succeeds, and neither marks nor counts them."""
+    special = [v for v in maps.smaps() if v.flags & SPECIAL and v.name != "[vsyscall]"]
+    if not special:
+        inconclusive("this process has no special mapping (vdso=0?)")
+    for vma in special:
+        seen = libc.outcome(libc.mlock, vma.start, vma.size)
+        assert seen == "ok", f"mlock of {vma.name} succeeds"
+        region = Region(vma.start, vma.size)
+        assert account.of(region) == balanced("-" * region.pages, 0), f"{vma.name} is not counted"
+        seen = libc.outcome(libc.munlock, vma.start, vma.size)
+        assert seen == "ok", f"munlock of {vma.name} succeeds"
+        assert status.vmlck_kb() == 0, "and takes nothing away"
+
+
+@pytest.mark.needs("lock-all", "map-vdso")
+@pytest.mark.deviation("special-mapping-locked")
+def test_special_mapping_made_under_future_is_not_counted():
+    """Special mappings that the kernel makes under MCL_FUTURE are neither lo nor counted."""
+    with Child() as child:
+        child.call(libc.mlockall, libc.MCL_FUTURE)
+        low, high = child.call(vdso.map_again)
+        region = Region(low, high - low)
+        seen = account.of(region, child.pid)
+        assert seen.pages == "-" * region.pages, "the vdso is not lo"
+        assert seen.vmlck == seen.lo, "VmLck counts exactly the lo pages"
+
+
+DROPPABLE = libc.MAP_DROPPABLE | libc.MAP_ANONYMOUS
+
+
+@pytest.mark.needs("droppable")
+@pytest.mark.source("commit 9651fcedf7b9 (MAP_DROPPABLE, 6.11)")
+@pytest.mark.parametrize("flags", [0, libc.MLOCK_ONFAULT], ids=["mlock", "onfault"])
+def test_droppable_is_never_locked(flags):
+    """mlock of droppable memory succeeds, and neither marks nor counts it."""
+    addr = libc.mmap(0, 8 * PAGE, libc.PROT_RW, DROPPABLE)
+    with unmapped_after(addr, 8 * PAGE) as region:
+        seen = libc.outcome(libc.mlock2, region.addr, region.size, flags)
+        assert seen == "ok", "mlock succeeds"
+        assert account.of(region) == balanced("--------", 0), "nothing is locked"
+        libc.munlock(region.addr, region.size)
+        assert account.of(region) == balanced("--------", 0), "nor taken away by munlock"
+
+
+def unmap(addr, size):
+    return libc.munmap(addr, size)
+
+
+@pytest.mark.needs("droppable", "lock-all")
+@pytest.mark.deviation("droppable-locked")
+def test_droppable_made_under_future_is_not_locked():
+    """Droppable memory mapped under MCL_FUTURE is neither lo nor counted."""
+    with Child() as child:
+        child.call(libc.mlockall, libc.MCL_FUTURE)
+        addr = child.call(libc.mmap, 0, 8 * PAGE, libc.PROT_RW, DROPPABLE)
+        seen = account.of(Region(addr, 8 * PAGE), child.pid)
+        assert seen.pages == "--------", "the new mapping is not lo"
+        assert seen.vmlck == seen.lo, "VmLck counts exactly the lo pages"
+        child.call(unmap, addr, 8 * PAGE)
+        left = account.of(Region(addr, 8 * PAGE), child.pid)
+        assert left.vmlck == left.lo, "unmapping it takes nothing out of VmLck"
+
+
+@pytest.mark.needs("droppable")
+def test_droppable_cannot_be_map_locked():
+    """mmap refuses MAP_LOCKED for droppable memory, and counts nothing."""
+    with mapping("private", 2, flags=libc.MAP_LOCKED) as region:
+        how = DROPPABLE | libc.MAP_LOCKED
+        seen = libc.outcome(libc.mmap, 0, 8 * PAGE, libc.PROT_RW, how)
+        assert seen == "EINVAL", "droppable and locked exclude each other"
+        assert account.of(region) == balanced("LL", resident=2), "two pages as before"
+
+
+@pytest.mark.needs("hugetlb", "lock-all")
+@pytest.mark.parametrize("flags", [0, libc.MAP_LOCKED], ids=["mlock", "MAP_LOCKED"])
+def test_hugetlb_is_never_counted(flags):
+    """hugetlb memory is prefaulted by a lock, but neither lo nor counted."""
+    size = vmstat.meminfo_kb("Hugepagesize") * 1024
+    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB | flags
+    with unmapped_after(libc.mmap(0, size, libc.PROT_RW, how), size) as region:
+        libc.mlock(region.addr, region.size)
+        assert account.of(region) == balanced("-" * region.pages, 0), "nothing is counted"
+        assert pagemap.present_count(region.addr, 1) == 1, "the huge page is there"
+        libc.munlock(region.addr, region.size)
+        assert status.vmlck_kb() == 0, "munlock takes nothing away"
+
+
+@pytest.mark.needs("secretmem", "lock-all")
+@pytest.mark.source("memfd_secret(2)")
+def test_secret_memory_is_counted_if_marked():
+    """Secret memory is lo and counted at mmap for as long as it is mapped, or (since 7.2) never
+    lo and never counted: what VmLck says, the VMA says."""
+    fd = libc.syscall("memfd_secret", 0)
+    os.ftruncate(fd, 8 * PAGE)
+    addr = libc.mmap(0, 8 * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd)
+    with unmapped_after(addr, 8 * PAGE) as region:
+        letters = account.pages(region)
+        assert letters in {"LLLLLLLL", "--------"}, "all of it is lo, or nothing"
+        assert account.of(region) == balanced(letters, 0), "VmLck counts it if it is lo"
+        libc.outcome(libc.mlock, region.addr, region.size)  # ENOMEM where it is lo: no GUP
+        libc.munlock(region.at(2), 3 * PAGE)
+        seen = account.of(region)
+        assert (seen.vmlck, seen.lo, seen.pages) == (letters.count("L"),) * 2 + (letters,), (
+            "mlock and munlock change nothing"
+        )
+        libc.munmap(region.at(5), 3 * PAGE)
+        left = letters[:5] + "---"
+        seen = account.of(region)
+        assert (seen.vmlck, seen.lo, seen.pages) == (left.count("L"),) * 2 + (left,), (
+            "what is unmapped no longer counts"
+        )
+    assert status.vmlck_kb() == 0, "nothing is left"
+    os.close(fd)
+
+
+@pytest.mark.needs("io-uring", "lock-all")
+@pytest.mark.source("io_uring_register(2) IORING_REGISTER_BUFFERS")
+def test_pinned_memory_is_counted_apart():
+    """Fixed buffers of io_uring count in VmPin and not in VmLck; a lock of the same pages
+    counts in VmLck and not in VmPin."""
+    with mapping("private", 8) as region, iouring.ring() as ring:
+        # The ring itself may count, in one of the two (VmLck before 5.12).
+        locked, pinned = status.vmlck_pages(), status.kb("VmPin") // libc.PAGE_KB
+        with iouring.fixed_buffer(ring, region.addr, 6 * PAGE):
+            assert status.vmlck_pages() == locked, "nothing more is locked"
+            assert status.kb("VmPin") // libc.PAGE_KB == pinned + 6, "six pages are pinned"
+            libc.mlock(region.addr, region.size)
+            assert status.vmlck_pages() == locked + 8, "eight pages are locked"
+            assert status.kb("VmPin") // libc.PAGE_KB == pinned + 6, "six pages are pinned"
+        assert status.vmlck_pages() == locked + 8, "unpinned, they are locked as before"
+        assert status.kb("VmPin") // libc.PAGE_KB == pinned, "and no longer pinned"
+
+
+def test_populated_memory_is_not_counted():
+    """MAP_POPULATE makes memory resident and counts nothing."""
+    with mapping("private", 8, flags=libc.MAP_POPULATE) as region:
+        assert pagemap.present_count(region.addr, 8) == 8, "it is populated"
+        assert account.of(region) == balanced("--------", 0), "it is not locked"

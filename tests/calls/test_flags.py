@@ -1,0 +1,109 @@
+"""Flags of mlock2 and mlockall, bit by bit."""
+
+import pytest
+
+from helpers import libc
+from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, PAGE
+from helpers.memory import mapping
+from helpers.observe import maps, status
+
+pytestmark = pytest.mark.needs("smaps-flags", "lock:8")
+
+BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+BITS = [1 << n for n in range(32)]
+WHOLE_INT = 0xFFFFFFFF
+
+
+def shape(region):
+    return maps.locks(region.addr, region.end, PAGE)
+
+
+def unknown_to_mlock2():
+    """Every single bit but MLOCK_ONFAULT, each of them with it, and all at once."""
+    alone = [bit for bit in BITS if bit != MLOCK_ONFAULT]
+    return [*alone, *(bit | MLOCK_ONFAULT for bit in alone), WHOLE_INT, WHOLE_INT & ~MLOCK_ONFAULT]
+
+
+@BOTH
+@pytest.mark.source("mlock(2) ERRORS: EINVAL (mlock2() only) Unknown flags were specified")
+def test_mlock2_unknown_flags_give_einval(calls):
+    """mlock2 refuses every flag but MLOCK_ONFAULT with EINVAL, alone or beside it, and changes
+    no lock."""
+    with mapping("private", 4) as region:
+        libc.mlock(region.at(2), PAGE)
+        before = status.vmlck_pages()
+        accepted = {
+            hex(flags): seen
+            for flags in unknown_to_mlock2()
+            if (seen := libc.outcome(calls.mlock2, region.addr, region.size, flags)) != "EINVAL"
+        }
+        assert accepted == {}, "each of these flags gives EINVAL"
+        assert shape(region) == [(0, 2, ""), (2, 3, "lo"), (3, 4, "")], "no lock changed"
+        assert status.vmlck_pages() == before, "VmLck is unchanged"
+
+
+@BOTH
+@pytest.mark.source("mlock(2) DESCRIPTION")
+def test_mlock2_known_flags_are_accepted(calls):
+    """mlock2 with no flag locks like mlock, with MLOCK_ONFAULT on fault: nothing else does."""
+    with mapping("private", 4) as region:
+        seen = [
+            libc.outcome(calls.mlock2, region.addr, PAGE, 0),
+            libc.outcome(calls.mlock2, region.at(2), PAGE, MLOCK_ONFAULT),
+        ]
+        assert seen == ["ok", "ok"], "both flag values are valid"
+        wanted = [(0, 1, "lo"), (1, 2, ""), (2, 3, "lo lf"), (3, 4, "")]
+        assert shape(region) == wanted, "one page lo, one lo and lf"
+
+
+@BOTH
+def test_mlock2_flags_are_checked_before_the_range(calls):
+    """mlock2 with an unknown flag gives EINVAL whatever the range: length 0, unmapped, or
+    without any end."""
+    with mapping("private", 2) as region:
+        libc.munmap(region.at(1), PAGE)
+        seen = {
+            "length 0": libc.outcome(calls.mlock2, region.addr, 0, 2),
+            "unmapped": libc.outcome(calls.mlock2, region.at(1), PAGE, 2),
+            "NULL, length 0": libc.outcome(calls.mlock2, 0, 0, 2),
+            "wrapping": libc.outcome(calls.mlock2, region.addr, libc.SIZE_MAX, 2),
+        }
+        assert seen == dict.fromkeys(seen, "EINVAL"), "the flags are looked at first"
+        assert shape(region) == [(0, 1, "")], "nothing is locked"
+
+
+VALID = MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT
+
+
+def invalid_for_mlockall():
+    """0, MCL_ONFAULT alone, and every unknown bit, alone and beside valid ones."""
+    unknown = [bit for bit in BITS if not bit & VALID]
+    return [
+        0,
+        MCL_ONFAULT,
+        *unknown,
+        *(bit | MCL_CURRENT for bit in unknown),
+        *(bit | MCL_FUTURE for bit in unknown),
+        *(bit | MCL_ONFAULT for bit in unknown),
+        WHOLE_INT,
+        WHOLE_INT & ~(MCL_CURRENT | MCL_FUTURE),
+    ]
+
+
+@BOTH
+@pytest.mark.source("mlockall(2) ERRORS: EINVAL")
+def test_mlockall_invalid_flags_give_einval(calls):
+    """mlockall refuses 0, MCL_ONFAULT alone and every unknown flag with EINVAL, and locks
+    neither what is mapped nor what is mapped later."""
+    with mapping("private", 2) as region:
+        accepted = {}
+        for flags in invalid_for_mlockall():
+            seen = libc.outcome(calls.mlockall, flags)
+            if seen != "EINVAL":
+                accepted[hex(flags)] = seen
+                libc.munlockall()
+        assert accepted == {}, "each of these flags gives EINVAL"
+        assert shape(region) == [(0, 2, "")], "what was mapped is not locked"
+        with mapping("private", 2) as later:
+            assert shape(later) == [(0, 2, "")], "what is mapped later is not locked"
+        assert status.vmlck_pages() == 0, "VmLck is 0"

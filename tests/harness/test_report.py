@@ -1,0 +1,332 @@
+"""Results: one file, every format of it in agreement, comparisons, and bad input told in a line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from helpers.report import compare, formats, result
+from helpers.report.verdicts import Behaviour, Verdict
+
+ROW = re.compile(r"^calls +(.*)$", re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def report(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """``python -m helpers.report …``."""
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.report", *map(str, arguments)],
+        cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+
+
+def made(path: Path, verdicts: dict[str, str], *, run: str = "", release: str = "6.1.0", **extra):
+    """A result file with these behaviours."""
+    rows = [
+        {
+            "id": f"tests/calls/test_a.py::{name}", "chapter": "calls", "statement": f"{name}.",
+            "source": "", "claims": "", "verdict": verdict, "reason": "", "duration": 0.01,
+        }
+        | extra.get(name, {})
+        for name, verdict in verdicts.items()
+    ]  # fmt: skip
+    value = {
+        "schema": 1,
+        "run": {
+            "id": run or path.stem, "started": 0.0, "ended": 1.0, "exit_code": 0,
+            "kernel": {"release": release, "version": "#1", "cmdline": "", "config": {}},
+            "architecture": "x86_64", "page_size": 4096,
+            "machine": {"cpu": "c", "cpus": 2, "memory": 1 << 30, "virtual": ""},
+            "rights": {}, "tools": {}, "command": [], "facilities": [],
+        },
+        "complete": True,
+        "behaviours": rows,
+    }  # fmt: skip
+    path.write_text(json.dumps(value))
+    return path
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_all_formats_agree(suite, workers):
+    """Terminal, JSON, KTAP, tmt and JUnit tell the same verdicts of the same behaviours."""
+    from xml.etree import ElementTree
+
+    suite.case(suite.EVERY)
+    done = suite.run("--report", "out", "--junitxml", "out/junit.xml", *workers)
+    found = result.load(suite.path / "out")
+    assert found.complete
+    assert found.run["exit_code"] == done.returncode == 1
+    counts = Counter(b.verdict for b in found.behaviours.values())
+    assert counts == Counter(list(Verdict)), "one of each"
+
+    header = re.search(r"^chapter +(.*)$", done.stdout, re.MULTILINE)[1]
+    told = dict(zip(re.split(r"  +", header.strip()), map(int, ROW.search(done.stdout)[1].split())))
+    assert told == {v.value: n for v, n in counts.items()}
+
+    ktap = (suite.path / "out" / "result.ktap").read_text()
+    names = formats.words(found.behaviours.values())
+    pairs = re.findall(r"^    ((?:not )?ok) \d+ (\S+)", ktap, re.MULTILINE)
+    lines = {name: ok for ok, name in pairs}
+    bad = {Verdict.FAILED, Verdict.BROKEN}
+    assert lines == {
+        names[b.id]: "not ok" if b.verdict in bad else "ok" for b in found.behaviours.values()
+    }
+
+    tmt = {row["name"]: row["result"] for row in json.loads(
+        (suite.path / "out" / "results.yaml").read_text())}  # fmt: skip
+    assert sorted(tmt.values()) == ["error", "fail", "info", "pass", "skip", "warn"]
+
+    cases = list(ElementTree.parse(suite.path / "out" / "junit.xml").iter("testcase"))
+    assert len(cases) == len(found.behaviours)
+    assert sum(c.find("failure") is not None for c in cases) == counts[Verdict.FAILED]
+    assert sum(c.find("error") is not None for c in cases) == counts[Verdict.BROKEN]
+
+    failed = next(b for b in found.behaviours.values() if b.verdict is Verdict.FAILED)
+    assert failed.statement == "VmLck counts both pages."
+    titles = [title for title, _ in failed.evidence]
+    assert "Memory under test" in titles
+
+
+def test_page_agrees_too(suite):
+    """The page has each verdict as often as the result file."""
+    pytest.importorskip("jinja2", reason="needs jinja2: pip install jinja2 matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install jinja2 matplotlib")
+    suite.case(suite.EVERY)
+    suite.run("--report", "out")
+    assert report("html", suite.path / "out", "-o", suite.path / "r.html").returncode == 0
+    text = (suite.path / "r.html").read_text()
+    for verdict in Verdict:
+        assert len(re.findall(rf'title="{verdict.value}"', text)) == 1, verdict
+    assert "<script" not in text
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+|http://\S*(purl|creativec)\S*", "", text)
+
+
+def test_killed_run_leaves_a_readable_file(suite):
+    """A run that is killed leaves what it had found out, marked as cut off."""
+    suite.case(
+        """
+import time
+
+def test_one():
+    pass
+
+def test_two():
+    open("reached", "w").close()
+    time.sleep(1000)
+"""
+    )
+    with subprocess.Popen(suite.command("--report", "out"), cwd=suite.path,
+                          stdout=subprocess.DEVNULL) as run:  # fmt: skip
+        until = time.monotonic() + 30
+        while not (suite.path / "reached").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+    found = result.load(suite.path / "out")
+    assert not found.complete
+    (one,) = found.behaviours.values()
+    assert (one.id, one.verdict) == ("tests/calls/test_case.py::test_one", Verdict.VERIFIED)
+
+
+def test_result_follows_its_schema(suite):
+    """A real result is what schema.json says, field by field."""
+    schema = json.loads((ROOT / "helpers" / "report" / "schema.json").read_text())
+    suite.case(suite.EVERY)
+    suite.run("--report", "out")
+    value = json.loads((suite.path / "out" / "result.json").read_text())
+    assert list(problems(value, schema)) == []
+    assert schema["properties"]["schema"]["const"] == result.SCHEMA
+
+
+KINDS = {
+    "object": dict, "array": list, "string": str, "boolean": bool, "integer": int,
+    "null": type(None), "number": (int, float),
+}  # fmt: skip
+
+
+def problems(value, schema, where="result"):
+    """What JSON Schema would say, for the words that our schema uses."""
+    if "const" in schema and value != schema["const"]:
+        yield f"{where}: {value!r} is not {schema['const']!r}"
+    if "enum" in schema and value not in schema["enum"]:
+        yield f"{where}: {value!r} is none of {schema['enum']}"
+    if "type" in schema:
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        if not any(isinstance(value, KINDS[kind]) for kind in kinds):
+            yield f"{where}: {type(value).__name__} is no {kinds}"
+            return
+    if isinstance(value, dict):
+        yield from (f"{where}: no {key}" for key in schema.get("required", ()) if key not in value)
+        for key, item in value.items():
+            inner = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+            if inner is None and schema.get("properties"):
+                yield f"{where}: {key} is not in the schema"
+            elif isinstance(inner, dict):
+                yield from problems(item, inner, f"{where}.{key}")
+    if isinstance(value, list) and "items" in schema:
+        for index, item in enumerate(value):
+            yield from problems(item, schema["items"], f"{where}[{index}]")
+
+
+V, N, F, D = "verified", "not verified", "failed", "deviates"
+
+
+def test_comparison_names_every_change(tmp_path):
+    """new, gone, broken, mended, no longer verified, deviates now: each where it belongs."""
+    a = made(tmp_path / "a.json", {"same": V, "worse": V, "lost": V, "old": V, "fixed": F, "dev": V,
+                                   "seen": N})  # fmt: skip
+    b = made(
+        tmp_path / "b.json",
+        {"same": V, "worse": F, "lost": N, "late": V, "fixed": V, "dev": D, "seen": V},
+        release="6.2.0", same={"duration": 2.0},
+    )  # fmt: skip
+    done = report("compare", a, b, "--json")
+    value = json.loads(done.stdout)
+    kinds = {c["id"].split("::")[1]: c["kind"] for c in value["changes"]}
+    assert kinds == {
+        "worse": "broken", "lost": "no longer verified", "old": "gone", "late": "new",
+        "fixed": "mended", "dev": "deviates now", "seen": "newly verified",
+    }  # fmt: skip
+    assert [o["id"] for o in value["duration_outliers"]] == ["tests/calls/test_a.py::same"]
+    assert done.returncode == 1, "something verified no longer is"
+    text = report("compare", a, b)
+    assert "6.1.0 x86_64  ->  6.2.0 x86_64" in text.stdout
+    assert "broken (1):" in text.stdout
+    assert "| broken |" in report("compare", a, b, "--markdown").stdout
+    same = made(tmp_path / "c.json", {"same": V})
+    again = made(tmp_path / "d.json", {"same": V})
+    done = report("compare", same, again)
+    assert (done.returncode, "no verdict changed" in done.stdout) == (0, True)
+
+
+def test_more_than_two_make_a_matrix(tmp_path):
+    """Three results: behaviours by kernel, a mark a verdict."""
+    files = [
+        made(tmp_path / f"{n}.json", verdicts, release=f"6.{n}.0")
+        for n, verdicts in enumerate([{"a": V, "b": V}, {"a": V, "b": F}, {"a": V}])
+    ]
+    done = report("compare", *files)
+    assert "+F   tests/calls/test_a.py::b" in done.stdout
+    assert "1 of 2 behaviours have one verdict everywhere" in done.stdout
+    assert done.returncode == 1
+    table = report("compare", *files, "--markdown").stdout
+    assert "| calls | 2 / 0 / 0 / 0 | 1 / 0 / 1 / 0 | 1 / 0 / 0 / 0 |" in table
+
+
+BAD = {
+    "empty": ("", "empty"),
+    "truncated": ('{"schema": 1, "run": {', "truncated or not JSON"),
+    "foreign": ('{"a": 1}', "not a result of memlock-tests"),
+    "list": ("[]", "not a result of memlock-tests"),
+    "newer": ('{"schema": 99}', "schema 99 is newer than this suite's 1"),
+    "hollow": ('{"schema": 1, "run": {}, "complete": true, "behaviours": []}', "not a result of"),
+    "verdict": ('{"schema": 1, "run": {"id": "x", "architecture": "y", "page_size": 4096, "kernel":'
+                ' {"release": "z"}}, "complete": true, "behaviours": [{"id": "q"}]}',
+                "not a result of schema 1"),
+    "deep": ("[" * 100_000, "truncated or not JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_file_is_one_line(tmp_path, name):
+    """A file that cannot be used is named in one line; the others are still compared."""
+    text, words = BAD[name]
+    bad = tmp_path / "bad.json"
+    bad.write_text(text)
+    good = [made(tmp_path / f"{n}.json", {"a": V}) for n in range(2)]
+    for arguments in ((good[0], bad), (good[0], bad, good[1])):
+        done = report("compare", *arguments)
+        assert done.returncode == 4
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "1 of 1 behaviours have one verdict" in done.stdout, "the good ones are compared"
+
+
+def test_paths_without_results_are_one_line(tmp_path):
+    """No such file, a folder without a result, one run twice."""
+    good = made(tmp_path / "a.json", {"a": V})
+    twin = made(tmp_path / "b.json", {"a": V}, run="a")
+    for path, words in (
+        (tmp_path / "none.json", "no such file"),
+        (tmp_path, "no result.json in this folder"),
+        (twin, "two files of the same run"),
+    ):
+        done = report("compare", good, path)
+        assert done.returncode == 4
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+HOSTILE = "<script>alert(1)</script> | \x1b[31m `x` \n not ok 1 evil # SKIP \u202e" + "y" * 5000
+
+
+def test_hostile_text_is_shown_as_text(tmp_path):
+    """Markup, control characters and line breaks in a result reach no reader as such."""
+    rows = {"a": {"reason": HOSTILE, "statement": HOSTILE, "id": f"tests/calls/{HOSTILE}::a"}}
+    a = made(tmp_path / "a.json", {"a": F}, release=HOSTILE, **rows)
+    b = made(tmp_path / "b.json", {"a": V})
+    for form in ((), ("--json",), ("--markdown",)):
+        out = report("compare", a, b, *form).stdout
+        assert "\x1b" not in out
+        assert "\u202e" not in out
+        assert "\nnot ok" not in out
+    assert "<script>" not in report("compare", a, b, "--markdown").stdout
+    behaviour = Behaviour(HOSTILE, "calls", verdict=Verdict.NOT_VERIFIED, reason=HOSTILE)
+    ktap = formats.ktap([behaviour])
+    assert len(re.findall(r"^ *(not )?ok ", ktap, re.MULTILINE)) == 2
+    assert "\x1b" not in ktap
+    if report("html", b, "-o", tmp_path / "x.html").returncode == 0:
+        assert report("html", a, "-o", tmp_path / "h.html").returncode == 0
+        assert "<script" not in (tmp_path / "h.html").read_text()
+
+
+def kunit() -> Path | None:
+    """The kernel tree's own KTAP parser, where a kernel source is at hand."""
+    named = os.environ.get("KUNIT_PY")
+    places = (
+        [Path(named)] if named else Path("/usr/src").glob("linux*/tools/testing/kunit/kunit.py")
+    )
+    return next((p for p in places if p.is_file()), None)
+
+
+def test_kunit_parser_takes_our_ktap(tmp_path):
+    """tools/testing/kunit/kunit.py parse counts what we counted."""
+    judge = kunit()
+    if judge is None:
+        pytest.skip(
+            "needs the kernel's kunit.py: name it by KUNIT_PY=…/tools/testing/kunit/kunit.py"
+        )
+    rows = [Behaviour(f"tests/calls/test_a.py::t[{v.value}]", "calls", verdict=v, reason="r # s")
+            for v in Verdict]  # fmt: skip
+    rows.append(Behaviour("tests/vmas/test_b.py::u", "vmas"))
+    file = tmp_path / "x.ktap"
+    file.write_text(formats.ktap(rows))
+    done = subprocess.run(
+        [sys.executable, judge, "parse", file], capture_output=True, text=True, check=False,
+        cwd=judge.parents[3], env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert "[ERROR]" not in done.stdout, done.stdout
+    assert re.search(r"Ran 7 tests: passed: 3, failed: 2, skipped: 2", done.stdout), done.stdout
+
+
+def test_word_ids_are_words_and_distinct():
+    """Ids hold only letters, digits, dots, dashes and underscores, and stay apart."""
+    rows = [Behaviour(f"tests/calls/test_a.py::t[{p}]") for p in ("a b", "a  b", "a|b", "é", "ü")]
+    names = list(formats.words(rows).values())
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", n) for n in names)
+
+
+def test_thousand_results_compare_in_memory(tmp_path):
+    """Many results are reduced to verdicts as they are read."""
+    matrix = compare.Matrix()
+    for n in range(20):
+        matrix.add(result.load(made(tmp_path / f"{n}.json", {f"t{i}": V for i in range(50)})))
+    assert all(isinstance(v, Verdict) for c in matrix.columns for v in c.values())

@@ -1,0 +1,239 @@
+"""[heap] and [stack], and every other VMA that a process finds itself with."""
+
+import ctypes
+
+import pytest
+
+from helpers import libc, process
+from helpers.libc import MCL_FUTURE, MCL_ONFAULT, PAGE
+from helpers.memory import Region
+from helpers.observe import maps, status
+
+pytestmark = [
+    pytest.mark.needs("lock:8", "smaps-flags"),
+    pytest.mark.source("mlock(2)", "brk(2)", "fs/proc/task_mmu.c show_map_vma"),
+]
+
+MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
+by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
+
+
+def act(region, way):
+    if way == "mlock":
+        libc.mlock(region.addr, region.size)
+    elif way == "onfault":
+        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+    else:
+        libc.munlock(region.addr, region.size)
+
+
+def layout(region):
+    return maps.layout(region.addr, region.end, PAGE)
+
+
+def names(region):
+    return {v.name for v in maps.vmas(low=region.addr, high=region.end)}
+
+
+_sbrk = ctypes.CDLL(None).sbrk
+_sbrk.argtypes, _sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
+
+
+def grow_heap(pages):
+    """Whole new pages at the end of the heap.
+
+    By the C library's sbrk, so that malloc knows of them and allocates behind them.
+    """
+    start = -(-_sbrk(0) // PAGE) * PAGE
+    _sbrk(start + pages * PAGE - _sbrk(0))
+    return Region(start, pages * PAGE)
+
+
+def lock_parts_of_heap(way):
+    heap = grow_heap(8)
+    heap.touch()
+    shapes, labels = [], set()
+    for first, end, what in (
+        (2, 5, way),
+        (5, 8, way),
+        (3, 4, "munlock"),
+        (0, 8, way),
+        (0, 8, "munlock"),
+    ):
+        act(heap.sub(first, end - first), what)
+        shapes.append(layout(heap))
+        labels |= names(heap)
+    return shapes, labels
+
+
+@by_way
+def test_heap_splits_and_merges_by_its_locks(way):
+    """Locks of parts of the heap split its VMA as they do any other, each piece is named
+    [heap], and with all of it unlocked the heap is one VMA again."""
+    shapes, labels = process.run(lambda: lock_parts_of_heap(way))
+    mark = MARK[way]
+    assert shapes == [
+        [(0, 2, ""), (2, 5, mark), (5, 8, "")],
+        [(0, 2, ""), (2, 8, mark)],
+        [(0, 2, ""), (2, 3, mark), (3, 4, ""), (4, 8, mark)],
+        [(0, 8, mark)],
+        [(0, 8, "")],
+    ], "the heap after each step"
+    assert labels == {"[heap]"}, "name of every piece"
+
+
+def grow_behind_lock(way, flags):
+    heap = grow_heap(4)
+    heap.touch()
+    act(heap.sub(2, 2), way)
+    if flags:
+        libc.mlockall(flags)
+    more = grow_heap(4)
+    whole = Region(heap.addr, more.end - heap.addr)
+    return layout(whole), names(whole), heap.end == more.addr
+
+
+@by_way
+def test_heap_grown_behind_a_lock_is_not_locked(way):
+    """brk that extends a heap whose end is locked adds an unlocked VMA behind it."""
+    shape, labels, adjoins = process.run(lambda: grow_behind_lock(way, 0))
+    assert adjoins is True, "the heap grew at its end"
+    assert shape == [(0, 2, ""), (2, 4, MARK[way]), (4, 8, "")], "the growth is not locked"
+    assert labels == {"[heap]"}, "name of every piece"
+
+
+@pytest.mark.needs("lock-all")
+@pytest.mark.parametrize(
+    ("way", "flags"),
+    [("mlock", MCL_FUTURE), ("onfault", MCL_FUTURE | MCL_ONFAULT)],
+    ids=["full", "onfault"],
+)
+def test_heap_grown_under_future_extends_the_locked_end(way, flags):
+    """Under MCL_FUTURE brk adds locked memory, which becomes one VMA with a locked end of the
+    heap; what of the heap was unlocked stays so."""
+    shape, labels, adjoins = process.run(lambda: grow_behind_lock(way, flags))
+    assert adjoins is True, "the heap grew at its end"
+    assert shape == [(0, 2, ""), (2, 8, MARK[way])], "one locked VMA"
+    assert labels == {"[heap]"}, "name of every piece"
+
+
+def stack():
+    (vma,) = [v for v in maps.vmas() if v.name == "[stack]"]
+    return vma
+
+
+GROWN = 6
+
+
+def lock_parts_of_stack(way):
+    """Layouts and names of the lowest pages of the stack through locks of some of them."""
+    top = stack()
+    libc.fill(top.start - GROWN * PAGE, 1, GROWN * PAGE)
+    low = Region(stack().start, GROWN * PAGE)
+    grown = top.start - low.addr
+    found = [(layout(low), stack().start - low.addr)]
+    for first, end, what in (
+        (0, 1, way),
+        (0, 1, "munlock"),
+        (2, 4, way),
+        (0, 2, way),
+        (0, 6, way),
+        (1, 5, "munlock"),
+        (0, 6, "munlock"),
+    ):
+        act(low.sub(first, end - first), what)
+        found.append((layout(low), (stack().start - low.addr) // PAGE))
+    return grown, found
+
+
+@pytest.mark.needs("stack-growth")
+@by_way
+def test_stack_splits_and_merges_by_its_locks(way):
+    """Locks of low pages of the stack split its VMA exactly there; the name [stack] stays with
+    the part that holds the start of the stack, and when all is unlocked the bounds are what
+    they were."""
+    grown, found = process.run(lambda: lock_parts_of_stack(way))
+    assert grown == GROWN * PAGE, "the stack grew to the lowest page touched"
+    mark = MARK[way]
+    assert found == [
+        ([(0, 6, "")], 0),
+        ([(0, 1, mark), (1, 6, "")], 1),
+        ([(0, 6, "")], 0),
+        ([(0, 2, ""), (2, 4, mark), (4, 6, "")], 4),
+        ([(0, 4, mark), (4, 6, "")], 4),
+        ([(0, 6, mark)], 6),
+        ([(0, 1, mark), (1, 5, ""), (5, 6, mark)], 6),
+        ([(0, 6, "")], 0),
+    ], "pieces of the six lowest pages, and first page of the VMA named [stack]"
+
+
+def grow_locked_stack(first, pages):
+    """Layout of six pages when the lower three were touched after a lock among the upper."""
+    top = stack()
+    libc.fill(top.start - 3 * PAGE, 1, 3 * PAGE)
+    before = stack().start
+    act(Region(before + first * PAGE, pages * PAGE), "mlock")
+    libc.fill(before - 3 * PAGE, 1, 3 * PAGE)
+    return layout(Region(before - 3 * PAGE, 6 * PAGE))
+
+
+@pytest.mark.needs("stack-growth")
+@pytest.mark.parametrize(
+    ("first", "pages", "shape"),
+    [
+        (0, 3, [(0, 6, "lo")]),
+        (0, 1, [(0, 4, "lo"), (4, 6, "")]),
+        (1, 2, [(0, 4, ""), (4, 6, "lo")]),
+    ],
+    ids=["all", "lowest", "above"],
+)
+def test_stack_growth_takes_the_lock_of_its_lowest_vma(first, pages, shape):
+    """A stack that grows extends its lowest VMA: the growth is locked if that one is, and only
+    then, whatever the VMAs above are."""
+    assert process.run(lambda: grow_locked_stack(first, pages)) == shape, "growth and old pages"
+
+
+SPECIAL = {"io", "pf", "de", "mm", "ht"}
+"""VmFlags of VMAs that take no lock (VM_SPECIAL in include/linux/mm.h, and hugetlb)."""
+
+
+def expected_of(vma):
+    """(answer of mlock, whether lo is set, answer of munlock) for a VMA found in maps."""
+    if vma.name == "[vsyscall]" or "gate" in vma.name:  # not a VMA of the process
+        return "ENOMEM", False, "ENOMEM"
+    if vma.flags & SPECIAL:
+        return "ok", False, "ok"
+    if vma.perms.startswith("---"):
+        return "ENOMEM", True, "ok"
+    return "ok", True, "ok"
+
+
+def try_every_vma():
+    """What differed from expectation, the named VMAs before and after, locks left, how many."""
+    before = maps.smaps()
+    named = [v.line for v in before if v.name and v.name != "[heap]"]
+    wrong = []
+    for vma in before:
+        answer = libc.outcome(libc.mlock, vma.start, vma.size)
+        # EBUSY says lo; smaps for each of some 200 VMAs would be slow.
+        marked = libc.outcome(libc.msync, vma.start, PAGE, libc.MS_INVALIDATE) == "EBUSY"
+        undone = libc.outcome(libc.munlock, vma.start, vma.size)
+        seen = (answer, marked, undone)
+        if seen != expected_of(vma):
+            wrong.append((vma.line, sorted(vma.flags), seen, expected_of(vma)))
+    after = maps.smaps()
+    left = [v.line for v in after if v.lock]
+    names_after = [v.line for v in after if v.name and v.name != "[heap]"]
+    return wrong, named, names_after, left, status.vmlck_kb()
+
+
+@pytest.mark.needs("lock-all")
+def test_lock_and_unlock_of_every_vma_leaves_bounds():
+    """mlock and munlock of every VMA of the process in turn succeed and set and clear lo,
+    except on special mappings (0, no lo), inaccessible ones (ENOMEM, lo) and the gate (ENOMEM);
+    the bounds of [stack] and of every other named VMA are afterwards what they were."""
+    wrong, before, after, left, vmlck = process.run(try_every_vma)
+    assert wrong == [], "VMAs whose mlock, lo or munlock is not as expected"
+    assert after == before, "named VMAs as before"
+    assert left == [], "VMAs left locked"
+    assert vmlck == 0, "VmLck"
