@@ -43,15 +43,3 @@ def pipe() -> Iterator[int]:
     finally:
         os.close(read_end)
         os.close(write_end)
-
-
-_fallocate = _dll.fallocate64 if hasattr(_dll, "fallocate64") else _dll.fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
-
-
-def punch(fd: int, size: int) -> None:
-    """A hole over the first ``size`` bytes of a file, its length unchanged. Raises OSError."""
-    if _fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, 0, size):
-        code = ctypes.get_errno()
-        raise OSError(code, f"fallocate(PUNCH_HOLE): {os.strerror(code)}")
