@@ -7,9 +7,11 @@ that neither its own memory nor the interpreter's can bring the secret into swap
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from ctypes import c_ubyte
 
+from helpers.janitor import PATIENCE
 from helpers.libc import PAGE
 from helpers.memory import Region
 from helpers.pressure import swap
@@ -44,12 +46,11 @@ def leaked(path: str, masks: Sequence[bytes]) -> list[int]:
 def settled(group: Cgroup, path: str, masks: Sequence[bytes], least: int) -> list[int]:
     """As :func:`leaked`; looks again while the last secret, the control, is not all written.
 
-    Swap-out returns before the blocks are written; a further reclaim waits for them.
+    Swap-out returns before the blocks are written, which takes its time on a busy disk.
     """
-    found = [0] * len(masks)
-    for _ in range(4):
+    until = time.monotonic() + PATIENCE
+    while True:
         found = leaked(path, masks)
-        if found[-1] >= least:
-            break
+        if found[-1] >= least or time.monotonic() > until:
+            return found
         group.reclaim()
-    return found

@@ -82,12 +82,6 @@ def test_of_a_partly_locked_range_exactly_the_unlocked_pages_go(pressure, kind, 
             if present == expected:
                 break
             group.reclaim()
-        print(
-            pagemap.snapshot(part.addr, part.pages, child.pid).present,
-            *pagemap.describe(part.addr, 10, child.pid),
-            group.stat(),
-            sep="\n",
-        )
         assert present == expected, "exactly the pages that are not locked have gone"
         rest = part.sub(0, part.pages)
         child.call(libc.munlock, rest.addr, rest.size)
