@@ -48,9 +48,11 @@ def test_unlocking_evicts_nothing_and_the_next_pressure_takes_it(pressure, kind,
 
 
 def lock_parts(route, region):
-    """Lock all and unlock pages 1, 4-7 and the last; or lock the others only."""
+    """Lock all and unlock pages 1, 4 to 7, the second half and the last; or lock the others."""
     pages = region.pages
-    free = [1, 4, 5, 6, 7, pages - 1]
+    # Many: 5.10 puts them on the active list, and does not look there for a few (the cgroup's
+    # counters are out by 32 pages a CPU).
+    free = [1, 4, 5, 6, 7, *range(pages // 2, pages - 2), pages - 1]
     if route == "lock all, unlock some":
         libc.mlock(region.addr, region.size)
         for page in free:
@@ -69,9 +71,9 @@ def test_of_a_partly_locked_range_exactly_the_unlocked_pages_go(pressure, kind, 
     with pressure.cgroup() as group, Child() as child:
         group.add(child.pid)
         child.call(lru.pin)
-        [pair] = child.call(twins.make, (kind,), "mlock", SIZE).values()
-        part = pair.control.sub(0, SIZE // 2)
-        control = pair.control.sub(SIZE // 2, SIZE // 2)
+        [pair] = child.call(twins.make, (kind,), "mlock", 3 * SIZE).values()
+        part = pair.control.sub(0, 2 * SIZE)
+        control = pair.control.sub(2 * SIZE, SIZE)
         free = child.call(lock_parts, route, part)
         expected = [page not in free for page in range(part.pages)]
         child.call(lru.drain)
