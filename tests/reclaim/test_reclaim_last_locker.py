@@ -15,7 +15,7 @@ SIZE = 64
 WAYS = ("munlock", "munmap", "exit", "SIGKILL", "exec")
 
 pytestmark = [
-    pytest.mark.needs("cgroup", "swap", "lock:64", "budget:256", "kpageflags"),
+    pytest.mark.needs("cgroup", "lock:64", "budget:256", "kpageflags"),
     pytest.mark.source("unevictable-lru.rst"),
     pytest.mark.claim("W13", "W15", "W18"),
 ]
@@ -44,19 +44,13 @@ def let_go(child, region, way):
         child.call(lru.drain)
 
 
-@pytest.mark.parametrize(("first", "last"), list(itertools.product(WAYS, WAYS)))
-def test_shared_page_stays_until_its_last_locker_lets_go(pressure, first, last):
-    """A page locked by two processes stays when one lets go, goes when both have, in any way."""
+def check_last_locker(pressure, region, control, fill, first, last):
+    """Two processes lock the region, a third only maps it; the two let go one after the other."""
     lru.pin()
-    with (
-        mapping("shared", SIZE) as region,
-        mapping("shared", SIZE) as control,
-        pressure.cgroup() as group,
-        Child() as witness,
-    ):
+    with pressure.cgroup() as group, Child() as witness:
         group.add(witness.pid)
         for memory in (region, control):
-            witness.call(twins.fill, memory)
+            witness.call(fill, memory)
         with Child() as one, Child() as other:
             # Off the CPU's batch, so that each locker is counted.
             witness.call(lru.drain)
@@ -72,10 +66,36 @@ def test_shared_page_stays_until_its_last_locker_lets_go(pressure, first, last):
             let_go(other, region, last)
             assert marks(region, witness.pid) == (0, 0), "nobody locks: no page is marked"
             assert twins.gone(region, witness.pid) == 0, "unlocking evicts nothing"
-            # Not locked any more, it is its own control: stuck pages would be a failure.
             assert drive.taken(group.reclaim, witness.pid, region), "reclaim takes the pages"
 
 
+@pytest.mark.needs("swap")
+@pytest.mark.parametrize(("first", "last"), list(itertools.product(WAYS, WAYS)))
+def test_shared_page_stays_until_its_last_locker_lets_go(pressure, first, last):
+    """A page locked by two processes stays when one lets go, goes when both have, in any way."""
+    with mapping("shared", SIZE) as region, mapping("shared", SIZE) as control:
+        check_last_locker(pressure, region, control, twins.fill, first, last)
+
+
+def read_in(region):
+    """In the child: read the file page by page, without large folios, whose marks are shared."""
+    libc.madvise(region.addr, region.size, libc.MADV_RANDOM)
+    region.peek()
+
+
+@pytest.mark.needs("disk-file")
+@pytest.mark.parametrize(("first", "last"), list(zip(WAYS, WAYS[1:] + WAYS[:1])))
+def test_file_page_stays_until_its_last_locker_lets_go(pressure, first, last):
+    """A file page locked by two processes is dropped when both have let go, and not before."""
+    files = [twins.disk_file(SIZE) for _ in range(2)]
+    with (
+        mapping("file-shared", SIZE, fd=files[0]) as region,
+        mapping("file-shared", SIZE, fd=files[1]) as control,
+    ):
+        check_last_locker(pressure, region, control, read_in, first, last)
+
+
+@pytest.mark.needs("swap")
 @pytest.mark.parametrize("order", ["first", "second"])
 @pytest.mark.parametrize("way", ["munlock", "munmap"])
 def test_other_mappings_of_the_same_process_count_too(pressure, order, way):
@@ -113,6 +133,7 @@ def map_four(pages):
     return (*found, control)
 
 
+@pytest.mark.needs("swap")
 @pytest.mark.parametrize("locker", ["parent", "child"])
 def test_inherited_private_page_stays_through_one_lock(pressure, locker):
     """Pages a parent and its child share since fork stay in both while only one locks them."""

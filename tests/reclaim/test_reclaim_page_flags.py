@@ -162,7 +162,7 @@ def busy_elsewhere(region, cpu):
 
 
 @pytest.mark.needs("cgroup", "swap")
-@pytest.mark.claim("W17")
+@pytest.mark.claim("W11", "W17")
 @pytest.mark.parametrize("where", ["same", "other"])
 @pytest.mark.parametrize("pages", [4, 15, PAGES])
 def test_lock_of_pages_in_a_batch_holds_and_is_repaired(pressure, where, pages):

@@ -11,16 +11,20 @@ from helpers.process import Child
 SIZE = twins.SIZE
 
 pytestmark = [
-    pytest.mark.needs("cgroup", "swap", "lock:512", "budget:512"),
+    pytest.mark.needs("cgroup", "lock:512", "budget:1024"),
     pytest.mark.source("munlock(2) DESCRIPTION", "unevictable-lru.rst"),
     pytest.mark.claim("W16", "W18"),
 ]
 
-FILES = [
-    pytest.param(kind, marks=pytest.mark.needs("disk-file"))
-    for kind in ("file-private", "file-shared", "file-read-only")
+SWAPPED = [
+    pytest.param(kind, marks=pytest.mark.needs("swap"))
+    for kind in ("private", "shared", "read-only", "memfd-private", "memfd-shared")
 ]
-KINDS = ["private", "shared", "read-only", "memfd-private", "memfd-shared", *FILES]
+DROPPED = [
+    pytest.param(kind, marks=pytest.mark.needs("disk-file"))
+    for kind in ("file-shared", "file-read-only")
+]
+COPIED = [pytest.param("file-private", marks=pytest.mark.needs("swap", "disk-file"))]
 
 
 def munlock_all_ways(way, region):
@@ -31,7 +35,7 @@ def munlock_all_ways(way, region):
 
 
 @pytest.mark.parametrize("way", ["munlock", "munlockall"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SWAPPED + DROPPED + COPIED)
 def test_unlocking_evicts_nothing_and_the_next_pressure_takes_it(pressure, kind, way):
     """After munlock every page is where it was; under the next pressure they go."""
     with pressure.cgroup() as group, Child() as child:
@@ -64,6 +68,7 @@ def lock_parts(route, region):
     return free
 
 
+@pytest.mark.needs("swap")
 @pytest.mark.parametrize("route", ["lock all, unlock some", "lock some"], ids=["unlock", "lock"])
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared"])
 def test_of_a_partly_locked_range_exactly_the_unlocked_pages_go(pressure, kind, route):
