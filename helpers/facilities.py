@@ -300,6 +300,16 @@ def _map_count() -> None:
         )  # fmt: skip
 
 
+def _mglru() -> None:
+    path = Path("/sys/kernel/mm/lru_gen/enabled")
+    try:
+        path.read_text()
+    except OSError as error:
+        raise Unavailable(
+            "no multi-gen LRU", f"{path}: {error.strerror}", "a kernel with CONFIG_LRU_GEN=y (6.1)"
+        ) from None
+
+
 _MOST_MAPS = 262144
 _DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"}
 
@@ -403,6 +413,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "secretmem": _secretmem,
     "io-uring": _io_uring,
     "droppable": _droppable,
+    "mglru": _mglru,
     "forced-write": _forced_write,
     "vfork": _vfork,
 }

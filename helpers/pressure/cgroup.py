@@ -154,6 +154,10 @@ class Cgroup:
         v1: memory.force_empty. v2: memory.reclaim (5.19), before that memory.high for a moment;
         neither has a limit to exceed, so nobody is OOM-killed.
         """
+        # Whether active pages are aged is decided on the cgroup's own counters, which are
+        # folded every two seconds, or when somebody reads them (prepare_scan_control() in
+        # mm/vmscan.c, 5.15 on): unread, they say that a young cgroup has no active pages.
+        self.stat()
         if self.version == 1:
             # Also takes the tasks' pages to swap (mem_cgroup_force_empty), and stops when
             # nothing more goes.

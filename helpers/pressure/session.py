@@ -23,7 +23,7 @@ from helpers.facilities import Facility
 from helpers.pressure import cgroup, swap
 
 NAMES = requirements.PRESSURE
-SWAP_SIZE = 128 << 20
+SWAP_SIZE = 64 << 20
 _HANDED = "memlock_pressure"
 
 
@@ -189,19 +189,27 @@ def turn(item: pytest.Item) -> Iterator[None]:
 
     One lock for all workers and for all runs on the machine, on a file that is always there
     and that only root can open, so nothing is left behind and nobody else can hold it. Cases
-    that share nothing do not wait unless an exclusive one is running.
+    that share nothing do not wait unless an exclusive one is running, or is next: a second
+    file is the gate that it closes while it waits for those inside to leave (flock(2) alone
+    would let new ones in before it for as long as they keep coming).
     """
     try:
-        fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+        with ExitStack() as stack:
+            fds = []
+            for path in ("/proc/kpagecount", "/proc/kpageflags"):
+                fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                stack.callback(os.close, fds[-1])
+            kept = stack.pop_all()
     except OSError:
         yield  # who cannot read page flags drives no machine-wide counters either
         return
-    try:
+    gate, room = fds
+    with kept:
         alone = item.get_closest_marker("exclusive") is not None
-        fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        for fd in (gate, room):
+            fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
         yield
-    finally:
-        os.close(fd)
 
 
 def after_case(item: pytest.Item, pid: int) -> None:

@@ -86,6 +86,11 @@ def make_file(path: Path, size: int) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, size)
+        # Written once: the file system knows nothing of what swap-out writes underneath, and
+        # reads an extent that is allocated but unwritten as zeros, O_DIRECT or not.
+        zeros = bytes(1 << 20)
+        for offset in range(0, size, len(zeros)):
+            os.pwrite(fd, zeros[: size - offset], offset)
         os.pwrite(fd, header(size // PAGE), 0)
         os.fsync(fd)
     finally:

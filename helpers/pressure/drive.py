@@ -1,0 +1,73 @@
+"""Ways to drive reclaim inside a cgroup until an unlocked control has gone.
+
+A control that does not go ends the case as inconclusive: it has then shown nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from helpers import libc
+from helpers.libc import PAGE
+from helpers.memory import Region
+from helpers.pressure import twins
+from helpers.pressure.cgroup import Cgroup
+from helpers.process import Child
+from helpers.report.verdicts import inconclusive
+
+PASSES = 8
+
+
+def until_gone(drive: Callable[[], object], pid: int, *controls: Region) -> None:
+    """Repeat ``drive()`` until most of each control is out of memory; else inconclusive."""
+    left = list(controls)
+    for _ in range(PASSES):
+        drive()
+        left = [c for c in left if twins.gone(c, pid) <= c.pages * 3 // 4]
+        if not left:
+            return
+    text = ", ".join(f"{twins.gone(c, pid)} of {c.pages} {c.kind} pages" for c in left)
+    inconclusive(f"reclaim took only {text} that were not locked")
+
+
+def taken(drive: Callable[[], object], pid: int, region: Region) -> bool:
+    """Repeat ``drive()`` until most of the region is out of memory: whether it came to that."""
+    for _ in range(PASSES):
+        drive()
+        if twins.gone(region, pid) > region.pages * 3 // 4:
+            return True
+    return False
+
+
+@contextmanager
+def hog(group: Cgroup, size: int) -> Iterator[Callable[[], None]]:
+    """A child in the cgroup that writes ``size`` bytes of its own at each call.
+
+    The hard limit is set to what is charged now and a little more, so that the writing can
+    only go on at the expense of what is there. No limit afterwards.
+    """
+    with Child() as eater:
+        group.add(eater.pid)
+        addr = eater.call(libc.mmap, 0, size)
+        eater.call(libc.fill, addr, 1, PAGE)
+        group.limit(group.current() + max(1 << 20, 64 * PAGE))
+        passes = iter(range(2, 256))
+
+        def eat() -> None:
+            group.stat()  # folds the counters by which reclaim decides: see Cgroup.reclaim
+            eater.call(libc.fill, addr, next(passes), size)
+
+        try:
+            yield eat
+        finally:
+            group.limit(-1)
+
+
+def drop_caches() -> None:
+    """Drop clean, unmapped page cache of the whole machine (for ``--allow-sysctl``).
+
+    The file is write-only, or keeps what was written to it last: there is nothing to restore.
+    """
+    Path("/proc/sys/vm/drop_caches").write_text("1")

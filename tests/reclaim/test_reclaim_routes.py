@@ -1,0 +1,100 @@
+"""What is locked stays and what is not goes: every kind of memory, every way to lock it."""
+
+import pytest
+
+from helpers import libc
+from helpers.libc import PAGE_KB
+from helpers.pressure import drive, twins
+from helpers.process import Child
+
+SIZE = twins.SIZE
+SHM_LOCK = 11  # include/uapi/linux/shm.h
+ANONYMOUS = twins.SWAPPED_KINDS[:-1]
+
+pytestmark = [
+    pytest.mark.needs("cgroup", "lock:1024", "budget:1024", "smaps-flags"),
+    pytest.mark.source("mlock(2) DESCRIPTION", "unevictable-lru.rst"),
+    pytest.mark.claim("W1", "W11"),
+]
+
+ROUTES = pytest.mark.parametrize(
+    "route",
+    [pytest.param(r, marks=pytest.mark.needs("lock-all")) if "MCL" in r else r
+     for r in twins.ROUTES],
+)  # fmt: skip
+
+
+def check_stays(pressure, kinds, route):
+    with pressure.cgroup() as group, Child() as child:
+        group.add(child.pid)
+        pairs = child.call(twins.make, kinds, route, SIZE)
+        ranges = [p.locked for p in pairs.values()]
+        before = dict(zip(kinds, twins.states(child.pid, ranges)))
+        readable = [k for k in kinds if k != "inaccessible"]
+        contents = {k: child.call(twins.checksum, pairs[k].locked) for k in readable}
+        drive.until_gone(group.reclaim, child.pid, *(p.control for p in pairs.values()))
+        after = dict(zip(kinds, twins.states(child.pid, ranges)))
+        whole, none = dict.fromkeys(kinds, SIZE), dict.fromkeys(kinds, 0)
+        locked = [k for k, s in after.items() if s.lo]
+        assert locked == list(kinds), "the VMAs are lo"
+        present = {k: s.present for k, s in before.items()}
+        assert present == whole, "all pages were in memory once locked"
+        present = {k: s.present for k, s in after.items()}
+        assert present == whole, "every locked page is in memory after reclaim"
+        swapped = {k: s.swap_kb for k, s in after.items()}
+        assert swapped == none, "none of it is in swap"
+        rss = {k: s.rss_kb // PAGE_KB for k, s in after.items()}
+        assert rss == whole, "Rss is the whole range"
+        moved = {k: twins.replaced(before[k], after[k]) for k in kinds}
+        assert moved == none, "each page is in the frame it had"
+        now = {k: child.call(twins.checksum, pairs[k].locked) for k in readable}
+        assert now == contents, "contents are intact"
+
+
+@pytest.mark.needs("swap")
+@ROUTES
+def test_locked_memory_stays_while_its_unlocked_twins_are_swapped(pressure, route):
+    """Reclaim swaps out private, shared and memfd memory, and no page of it that is locked."""
+    check_stays(pressure, ANONYMOUS, route)
+
+
+@pytest.mark.needs("swap", "disk-file")
+@ROUTES
+def test_locked_private_copies_of_file_pages_stay(pressure, route):
+    """Reclaim swaps out a private file mapping's own copies, and none that is locked."""
+    check_stays(pressure, ["file-private"], route)
+
+
+@pytest.mark.needs("disk-file")
+@ROUTES
+def test_locked_file_pages_stay_while_their_unlocked_twins_are_dropped(pressure, route):
+    """Reclaim drops mapped page cache, and no page of a file mapping that is locked."""
+    check_stays(pressure, list(twins.DROPPED_KINDS), route)
+
+
+def lock_segment(pages):
+    """In the child: a segment locked when half of it was touched, and one never locked."""
+    locked, number = twins.segment(pages)
+    twins.fill(locked.sub(0, pages // 2))
+    libc.shmctl(number, SHM_LOCK, None)
+    twins.fill(locked.sub(pages // 2, pages // 2))
+    control, _ = twins.segment(pages)
+    twins.fill(control)
+    return twins.Twins(locked, control)
+
+
+@pytest.mark.needs("swap")
+@pytest.mark.source("shmctl(2) SHM_LOCK")
+def test_locked_segment_stays_while_an_unlocked_one_is_swapped(pressure):
+    """SHM_LOCK keeps a SysV segment's pages in memory, those touched before it and after it."""
+    with pressure.cgroup() as group, Child() as child:
+        group.add(child.pid)
+        pair = child.call(lock_segment, SIZE)
+        before = twins.standing(child.pid, pair.locked)
+        drive.until_gone(group.reclaim, child.pid, pair.control)
+        after = twins.standing(child.pid, pair.locked)
+        assert before.present == SIZE, "all pages were in memory once locked"
+        assert not after.lo, "the VMA is not lo: the segment is locked, not the mapping"
+        assert after.present == SIZE, "every page of the locked segment is in memory"
+        assert after.swap_kb == 0, "none of it is in swap"
+        assert twins.replaced(before, after) == 0, "each page is in the frame it had"
