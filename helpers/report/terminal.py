@@ -114,7 +114,8 @@ def deviating(behaviours: Iterable[Behaviour]) -> list[str]:
 
 def mended(behaviours: Iterable[Behaviour]) -> list[str]:
     """Known deviations whose range holds this kernel and that it does not show."""
-    return sorted({b.notes["mended"] for b in behaviours if "mended" in b.notes})
+    shown = (b for b in behaviours if b.verdict is Verdict.VERIFIED)
+    return sorted({b.notes["mended"] for b in shown if "mended" in b.notes})
 
 
 def not_verified(behaviours: Iterable[Behaviour]) -> list[str]:

@@ -30,9 +30,10 @@ def judge(pressure, group, child, control, mask, control_mask):
     """How often the secret was found, once the control's was."""
     drive.until_gone(group.reclaim, child.pid, control)
     found, shown = secret.settled(
-        group, pressure.area.path, [mask, control_mask], control.pages * 3 // 4
+        group, pressure.area.path, [mask, control_mask], control.pages // 4
     )
-    if shown < control.pages // 2:
+    # Not all: another run of this suite has a swap area of the same priority, and gets half.
+    if shown < control.pages // 4:
         inconclusive(f"only {shown} of {control.pages} copies of the control were found in swap")
     return found
 
