@@ -139,19 +139,22 @@ def memlock_limit() -> tuple[int, int]:
     return resource.getrlimit(resource.RLIMIT_MEMLOCK)
 
 
-def lower_memlock(soft: int) -> None:
-    """Set the soft RLIMIT_MEMLOCK in bytes (up to the hard one), for good.
+def set_memlock(soft: int) -> None:
+    """Set the soft RLIMIT_MEMLOCK in bytes, for good; the hard one only if it would be below.
 
-    Raises ValueError above the hard limit.
+    Raises ValueError above the hard limit without CAP_SYS_RESOURCE.
     """
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, memlock_limit()[1]))
+    hard = memlock_limit()[1]
+    if hard != INFINITE and (soft == INFINITE or soft > hard):
+        hard = soft
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
 
 
 @contextmanager
 def memlock(soft: int) -> Iterator[None]:
     """The block runs under a soft RLIMIT_MEMLOCK of ``soft`` bytes; afterwards as before."""
     saved = memlock_limit()
-    lower_memlock(soft)
+    set_memlock(soft)
     try:
         yield
     finally:

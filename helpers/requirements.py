@@ -5,7 +5,8 @@ A requirement is a facility's name (:data:`helpers.facilities.PROBES`), a capabi
 
 ``lock:N``     kernel rules allow to lock N pages here (capability, or soft RLIMIT_MEMLOCK)
 ``lock-all``   the same for the whole address space, as mlockall needs
-``limit:N``    a soft RLIMIT_MEMLOCK of N pages can be set (the hard limit is not below it)
+``limit:N``    a soft RLIMIT_MEMLOCK of N pages can be set (the hard limit is not below it, or
+               CAP_SYS_RESOURCE lets a case raise it)
 ``limit-infinite``  the soft limit can be set to unlimited (the hard one is)
 ``budget:N``   N pages are within --memory-budget
 ``allow-sysctl``  --allow-sysctl was given
@@ -116,6 +117,8 @@ def _lock(name: str, size: int) -> Missing | None:
 def _limit(name: str, size: int) -> Missing | None:
     hard = privilege.memlock_limit()[1]
     if hard == resource.RLIM_INFINITY or hard >= size != privilege.INFINITE:
+        return None
+    if privilege.has("CAP_SYS_RESOURCE"):  # a case may raise it, in its own process
         return None
     much = "unlimited" if size == privilege.INFINITE else f"{size // 1024} or more"
     return Missing(

@@ -91,7 +91,7 @@ def memlock_of(text: str) -> tuple[int, int]:
 def test_execve_keeps_the_soft_limit(soft):
     """Soft RLIMIT_MEMLOCK passes execve to the byte, lower than the hard one, which stays too."""
     hard = privilege.memlock_limit()[1]
-    seen = executed("cat", "/proc/self/limits", before=lambda: privilege.lower_memlock(soft))
+    seen = executed("cat", "/proc/self/limits", before=lambda: privilege.set_memlock(soft))
     assert memlock_of(seen) == (soft, hard), "soft and hard RLIMIT_MEMLOCK after execve, bytes"
 
 

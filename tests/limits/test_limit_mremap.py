@@ -7,7 +7,7 @@ from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, status
-from helpers.privilege import limited, lower_memlock
+from helpers.privilege import limited, set_memlock
 
 pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mremap(2) ERRORS EAGAIN")]
 
@@ -81,7 +81,7 @@ def test_mremap_growth_under_a_lowered_limit_gives_eagain(grow, limit):
     """
     with mapping(pages=10) as region, limited(8 * PAGE):
         libc.mlock(region.addr, 4 * PAGE)
-        lower_memlock(limit)
+        set_memlock(limit)
         seen = libc.outcome(grow, region, 5)
         assert seen == "EAGAIN", f"growth under {limit} bytes"
         assert status.vmlck_pages() == 4, "four pages are counted"
@@ -94,7 +94,7 @@ def test_mremap_move_needs_no_quota(limit):
     with mapping(pages=10) as region, limited(8 * PAGE):
         libc.mlock(region.addr, 4 * PAGE)
         libc.write(region.at(3), b"\x77")
-        lower_memlock(limit)
+        set_memlock(limit)
         seen = libc.outcome(to_address, region, 4)
         assert seen == "ok", "the same size moved"
         assert status.vmlck_pages() == 4, "four pages are counted"
@@ -110,7 +110,7 @@ def test_mremap_same_size_and_shrinking_need_no_quota(limit):
     """mremap to the same size is 0, and shrinking gives quota back, at and above the limit."""
     with mapping(pages=10) as region, limited(8 * PAGE):
         libc.mlock(region.addr, 4 * PAGE)
-        lower_memlock(limit)
+        set_memlock(limit)
         same = libc.outcome(libc.mremap, region.addr, 4 * PAGE, 4 * PAGE, 0)
         may = libc.outcome(libc.mremap, region.addr, 4 * PAGE, 4 * PAGE, MAYMOVE)
         shrunk = libc.outcome(libc.mremap, region.addr, 4 * PAGE, PAGE, 0)
@@ -125,7 +125,7 @@ def test_mremap_dontunmap_needs_no_quota(limit):
     """MREMAP_DONTUNMAP of locked memory succeeds at and above the limit: the lock moves."""
     with mapping(pages=10) as region, limited(8 * PAGE):
         libc.mlock(region.addr, 4 * PAGE)
-        lower_memlock(limit)
+        set_memlock(limit)
         how = FIXED | libc.MREMAP_DONTUNMAP
         seen = libc.outcome(libc.mremap, region.addr, 4 * PAGE, 4 * PAGE, how, region.at(4))
         assert seen == "ok", "moved, and the source kept"
@@ -155,7 +155,7 @@ def test_mremap_growth_of_unlocked_memory_needs_no_quota():
     """Growth of memory that is not locked asks no limit, at 0 neither."""
     with mapping(pages=10) as region, limited(4 * PAGE):
         libc.mlock(region.at(6), 4 * PAGE)
-        lower_memlock(0)
+        set_memlock(0)
         libc.munmap(region.at(2), 4 * PAGE)
         seen = libc.outcome(libc.mremap, region.addr, 2 * PAGE, 6 * PAGE)
         assert seen == "ok", "two unlocked pages grow to six"
@@ -167,7 +167,7 @@ def test_mremap_growth_with_the_capability_asks_no_limit(grow):
     """With CAP_IPC_LOCK locked memory grows beyond the limit, at 0 too."""
     with mapping(pages=10) as region:
         libc.mlock(region.addr, 4 * PAGE)
-        lower_memlock(0)
+        set_memlock(0)
         start = grow(region, 6)
         counted = status.vmlck_pages()
         if grow is moving:

@@ -7,7 +7,7 @@ from helpers.each import each
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
-from helpers.privilege import limited, lower_memlock, memlock
+from helpers.privilege import limited, memlock, set_memlock
 
 pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mlock(2) Limits and permissions")]
 
@@ -99,7 +99,7 @@ def test_lowered_limit_leaves_locks_alone(onfault):
         libc.mlock2(region.addr, 5 * PAGE, onfault)
         shape = maps.layout(region.addr, region.end, PAGE)
         for limit in (2 * PAGE, 1, 0):
-            lower_memlock(limit)
+            set_memlock(limit)
             assert status.vmlck_pages() == 5, f"limit {limit}: five pages are counted"
             assert maps.layout(region.addr, region.end, PAGE) == shape, f"limit {limit}: VMAs"
             assert pagemap.present_count(region.addr, 8) == 8, f"limit {limit}: present pages"
@@ -112,7 +112,7 @@ def test_lowered_limit_refuses_every_lock():
     with mapping(pages=8) as region, limited(6 * PAGE):
         libc.mlock(region.addr, 5 * PAGE)
         shape = maps.layout(region.addr, region.end, PAGE)
-        lower_memlock(4 * PAGE)
+        set_memlock(4 * PAGE)
         assert libc.outcome(libc.mlock, region.at(6), PAGE) == "ENOMEM", "new memory"
         assert libc.outcome(libc.mlock, region.addr, 5 * PAGE) == "ENOMEM", "all of its own"
         assert libc.outcome(libc.mlock, region.addr, PAGE) == "ENOMEM", "a page of its own"
@@ -132,7 +132,7 @@ def test_lowered_limit_equal_to_what_is_locked_allows_relocking():
     """With exactly the limit locked, its own range and no bytes can be locked, new memory not."""
     with mapping(pages=8) as region, limited(8 * PAGE):
         libc.mlock(region.addr, 5 * PAGE)
-        lower_memlock(5 * PAGE)
+        set_memlock(5 * PAGE)
         assert libc.outcome(libc.mlock, region.addr, 5 * PAGE) == "ok", "its own range"
         assert libc.outcome(libc.mlock, region.at(6), 0) == "ok", "no bytes"
         assert libc.outcome(libc.mlock, region.at(5), 1) == "ENOMEM", "one page more"
@@ -144,7 +144,7 @@ def test_munlock_works_above_a_lowered_limit():
     """
     with mapping(pages=8) as region, limited(6 * PAGE):
         libc.mlock(region.addr, 6 * PAGE)
-        lower_memlock(3 * PAGE)
+        set_memlock(3 * PAGE)
         seen = []
         for page in range(5):
             unlocked = libc.outcome(libc.munlock, region.at(page), PAGE)
@@ -169,7 +169,7 @@ def test_every_release_works_above_a_lowered_limit(limit):
     """munlockall, munmap, MAP_FIXED, mprotect and shrinking ask for no quota."""
     with mapping(pages=8) as region, limited(8 * PAGE):
         libc.mlock(region.addr, 7 * PAGE)
-        lower_memlock(limit)
+        set_memlock(limit)
         counts = [status.vmlck_pages()]
         for act in (
             lambda: libc.mprotect(region.at(3), PAGE, libc.PROT_READ),
@@ -189,11 +189,11 @@ def test_limit_raised_again_allows_at_once():
     """A soft limit raised back, up to the hard one, allows what was refused a moment ago."""
     with mapping(pages=8) as region, limited(4 * PAGE):
         libc.mlock(region.addr, 4 * PAGE)
-        lower_memlock(2 * PAGE)
+        set_memlock(2 * PAGE)
         low = libc.outcome(libc.mlock, region.at(4), PAGE)
-        lower_memlock(0)
+        set_memlock(0)
         none = libc.outcome(libc.mlock, region.at(4), PAGE)
-        lower_memlock(5 * PAGE)
+        set_memlock(5 * PAGE)
         raised = libc.outcome(libc.mlock, region.at(4), PAGE)
         over = libc.outcome(libc.mlock, region.at(5), PAGE)
         assert low == "ENOMEM", "limit of two pages, four locked"

@@ -10,7 +10,7 @@ from helpers.bare import Bare
 from helpers.libc import PAGE, PAGE_KB
 from helpers.memory import mapping
 from helpers.observe import maps, status
-from helpers.privilege import limited, lower_memlock
+from helpers.privilege import limited, set_memlock
 from helpers.process import Child
 
 pytestmark = [
@@ -92,7 +92,7 @@ def test_threads_share_one_account():
 def test_limit_set_by_one_thread_binds_all():
     """The limit is the process's: lowered by one thread it binds the others at once."""
     with mapping(pages=4) as region, limited(4 * PAGE):
-        thread = threading.Thread(target=lower_memlock, args=(PAGE,))
+        thread = threading.Thread(target=set_memlock, args=(PAGE,))
         thread.start()
         thread.join()
         assert soft_limit() == PAGE, "getrlimit in the main thread"
@@ -126,10 +126,10 @@ def test_limit_of_a_child_is_its_own():
     """A limit that a child lowers binds the child alone, and the other way round."""
     with mapping(pages=8) as region, limited(4 * PAGE):
         with Child() as child:
-            child.call(lower_memlock, 2 * PAGE)
+            child.call(set_memlock, 2 * PAGE)
             theirs = child.call(tries, region.addr, 3, 2)
             mine = tries(region.addr, 4)
-            lower_memlock(0)
+            set_memlock(0)
             still = child.call(tries, region.at(1), 2, 1)
         assert theirs == (["ENOMEM", "ok"], 2), "the child: three, then two pages"
         assert mine == (["ok"], 4), "the parent: four pages"
@@ -144,7 +144,7 @@ def test_exec_keeps_the_limit_and_drops_the_locks(soft):
 
         def before():
             drop()
-            lower_memlock(soft)
+            set_memlock(soft)
             libc.mlock(region.addr, 3 * PAGE)
             libc.mlock2(region.at(3), PAGE, libc.MLOCK_ONFAULT)
 
@@ -166,7 +166,7 @@ def test_exec_keeps_the_limit_and_drops_the_locks(soft):
 @pytest.mark.needs("bare-process")
 def test_exec_keeps_limit_zero():
     """execve at limit 0 starts a program that may not lock."""
-    with Bare(lambda: lower_memlock(0)) as bare:
+    with Bare(lambda: set_memlock(0)) as bare:
         bare.without("CAP_IPC_LOCK")
         addr = bare.mmap(1)
         assert libc.outcome(bare.call, "mlock", addr, PAGE) == "EPERM", "mlock after execve"
@@ -198,7 +198,7 @@ def test_fork_does_not_inherit_mcl_future_at_the_limit():
 
     def child():
         drop()
-        lower_memlock(0)
+        set_memlock(0)
         addr = libc.mmap(0, 4 * PAGE)
         return maps.at(addr).locked, status.vmlck_pages()
 

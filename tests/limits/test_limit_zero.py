@@ -7,7 +7,7 @@ from helpers.each import each
 from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
-from helpers.privilege import limited, lower_memlock, memlock
+from helpers.privilege import limited, memlock, set_memlock
 
 pytestmark = [
     pytest.mark.needs("lock-calls"),
@@ -61,7 +61,7 @@ def test_zero_limit_forbids_only_while_it_lasts(lock):
     """The call refused at limit 0 succeeds as soon as the soft limit is a page."""
     with mapping(pages=2) as region, limited(0):
         zero = libc.outcome(lock, region.addr, PAGE)
-        lower_memlock(PAGE)
+        set_memlock(PAGE)
         page = libc.outcome(lock, region.addr, PAGE)
         if lock is map_locked_none:
             libc.mprotect(region.addr, PAGE, libc.PROT_RW)
@@ -182,7 +182,7 @@ def test_munlock_needs_no_privilege():
         region.touch()  # with one anon_vma neighbours merge on every kernel
         libc.mlock(region.addr, 2 * PAGE)
         onfault(region.at(3), 2 * PAGE)
-        lower_memlock(0)
+        set_memlock(0)
         relock = libc.outcome(libc.mlock, region.addr, PAGE)
         first = libc.outcome(libc.munlock, region.at(1), PAGE)
         shape = maps.layout(region.addr, region.end, PAGE)

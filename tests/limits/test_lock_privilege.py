@@ -68,7 +68,7 @@ def told(region):
         "pages": status.vmlck_pages(),
         "one more": [libc.outcome(r, region.at(5), PAGE) for r, _ in ROUTES.values()],
     }
-    privilege.lower_memlock(0)
+    privilege.set_memlock(0)
     answers |= {
         "at 0": [libc.outcome(r, region.at(5), PAGE) for r, _ in ROUTES.values()],
         "mlockall at 0": [libc.outcome(libc.mlockall, f) for f in (MCL_CURRENT, MCL_FUTURE)],
@@ -88,7 +88,7 @@ def test_ordinary_user_locks_up_to_the_limit():
         if os.geteuid() == 0:
             privilege.become()
         privilege.lower_effective("CAP_IPC_LOCK")
-        privilege.lower_memlock(4 * PAGE)
+        privilege.set_memlock(4 * PAGE)
         return os.geteuid(), told(region)
 
     with mapping(pages=8) as region:
@@ -103,7 +103,7 @@ def test_root_without_the_capability_is_bound():
 
     def as_root():
         privilege.lower_effective("CAP_IPC_LOCK")
-        privilege.lower_memlock(4 * PAGE)
+        privilege.set_memlock(4 * PAGE)
         return os.geteuid(), told(region)
 
     with mapping(pages=8) as region:
@@ -119,7 +119,7 @@ def test_user_namespace_root_is_bound():
 
     def as_namespace_root():
         privilege.enter_user_namespace()
-        privilege.lower_memlock(4 * PAGE)
+        privilege.set_memlock(4 * PAGE)
         held = bool(privilege.capabilities().effective & 1 << 14)
         return os.geteuid(), held, told(region)
 
@@ -155,9 +155,9 @@ def test_capability_exempts_from_the_limit(lock):
     """
     with mapping(pages=8) as region, memlock(PAGE):
         page = libc.outcome(lock, region.addr, 3 * PAGE)
-        privilege.lower_memlock(1)
+        privilege.set_memlock(1)
         byte = libc.outcome(lock, region.at(2), 3 * PAGE)
-        privilege.lower_memlock(0)
+        privilege.set_memlock(0)
         zero = libc.outcome(lock, region.at(4), 4 * PAGE)
         assert page == "ok", "three pages under a limit of one"
         assert byte == "ok", "two more, and one again, under a limit of one byte"
@@ -175,7 +175,7 @@ def test_capability_exempts_an_ordinary_user():
     def as_nobody_with_capability():
         libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setresuid(privilege.NOBODY, privilege.NOBODY, privilege.NOBODY)
-        privilege.lower_memlock(0)
+        privilege.set_memlock(0)
         dropped = [libc.outcome(r, region.addr, 5 * PAGE) for r, _ in ROUTES.values()]
         privilege.raise_effective("CAP_IPC_LOCK")
         held = [libc.outcome(r, region.addr, 5 * PAGE) for r, _ in ROUTES.values()]
@@ -270,7 +270,7 @@ def test_seteuid_away_from_root_loses_the_privilege():
     """
 
     def change_users():
-        privilege.lower_memlock(0)
+        privilege.set_memlock(0)
         facts = {"root": ask()}
         os.seteuid(privilege.NOBODY)
         facts["seteuid nobody"] = ask()
