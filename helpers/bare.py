@@ -181,7 +181,7 @@ class Bare:
     def limit(self, soft: int) -> None:
         """Set its soft RLIMIT_MEMLOCK to ``soft`` bytes, from outside (prlimit(2))."""
         hard = resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK)[1]
-        resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK, (soft, hard))
+        resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK, (soft, privilege.hard_for(soft, hard)))
 
     def without(self, *names: str) -> Bare:
         """Lower capabilities in its effective set. Returns itself."""

@@ -139,15 +139,17 @@ def memlock_limit() -> tuple[int, int]:
     return resource.getrlimit(resource.RLIMIT_MEMLOCK)
 
 
+def hard_for(soft: int, hard: int) -> int:
+    """The hard limit to set with ``soft``: the same as now, unless that would be below."""
+    return soft if hard != INFINITE and (soft == INFINITE or soft > hard) else hard
+
+
 def set_memlock(soft: int) -> None:
     """Set the soft RLIMIT_MEMLOCK in bytes, for good; the hard one only if it would be below.
 
     Raises ValueError above the hard limit without CAP_SYS_RESOURCE.
     """
-    hard = memlock_limit()[1]
-    if hard != INFINITE and (soft == INFINITE or soft > hard):
-        hard = soft
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard_for(soft, memlock_limit()[1])))
 
 
 @contextmanager
