@@ -35,6 +35,7 @@ import psutil
 
 NAME = "memlock-tests"
 RUN_NAME = re.compile(rf"{NAME}-[0-9a-f]{{16}}")
+_ATTEMPTS = 20
 PATIENCE = 10.0
 """Seconds to wait for something the kernel lets go of in its own time."""
 
@@ -93,11 +94,7 @@ class Run:
     @classmethod
     def begin(cls) -> Run:
         """A new run owned by this process, with its janitor waiting. Raises NoStateFolder."""
-        root = state_root()
-        run = cls(root / f"{NAME}-{secrets.token_hex(8)}")
-        run.folder.mkdir(mode=0o700)
-        owner = {"pid": os.getpid(), "started": start_time(os.getpid())}
-        run._write("owner.json", owner)
+        run = cls._new_folder()
         run._janitor = subprocess.Popen(
             [sys.executable, "-m", "helpers.janitor", str(run.folder)],
             cwd=Path(__file__).resolve().parents[1],
@@ -108,12 +105,30 @@ class Run:
             stderr=subprocess.DEVNULL,
         )
         assert run._janitor.stdout is not None
-        if run._janitor.stdout.readline() != b"ready\n":
-            raise NoStateFolder(0, "the janitor did not start")
+        ready = run._janitor.stdout.readline()
         run._janitor.stdout.close()
+        if ready != b"ready\n":
+            run.end()
+            raise NoStateFolder(0, "the janitor did not start")
         return run
 
     _janitor: subprocess.Popen[bytes]
+
+    @classmethod
+    def _new_folder(cls) -> Run:
+        # It gets its name with its owner already in it: another run must never see a folder
+        # without one and take it for stale. That other run may also just be removing the root.
+        name = f"{NAME}-{secrets.token_hex(8)}"
+        for attempt in range(_ATTEMPTS):
+            draft = cls(state_root() / f".{name}")
+            try:
+                draft.folder.mkdir(mode=0o700)
+                draft._write("owner.json", {"pid": os.getpid(), "started": start_time(os.getpid())})
+                return cls(draft.folder.rename(draft.folder.with_name(name)))
+            except FileNotFoundError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("not reached")
 
     def end(self) -> list[str]:
         """Undo what is still recorded, end the janitor, remove the folder: what went wrong."""
