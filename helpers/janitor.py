@@ -341,13 +341,16 @@ def stale() -> list[Run]:
         return []
     found = []
     for folder in root.iterdir():
-        if not RUN_NAME.fullmatch(folder.name) or folder.is_symlink():
+        if not RUN_NAME.fullmatch(folder.name.removeprefix(".")) or folder.is_symlink():
             continue
         try:
             owner = _read(folder / "owner.json")
             pid, started = int(str(owner["pid"])), float(str(owner["started"]))
         except (OSError, ValueError, KeyError):
             pid, started = 0, 0.0
+            # A draft without an owner is either a moment old or was killed in that moment.
+            if folder.name.startswith(".") and time.time() - folder.stat().st_mtime < 60:
+                continue
         if (not pid or not _is(pid, started)) and not _janitor_lives(folder):
             found.append(Run(folder))
     return found
