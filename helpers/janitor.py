@@ -349,8 +349,9 @@ def stale() -> list[Run]:
         except (OSError, ValueError, KeyError):
             pid, started = 0, 0.0
             # A draft without an owner is either a moment old or was killed in that moment.
-            if folder.name.startswith(".") and time.time() - folder.stat().st_mtime < 60:
-                continue
+            with contextlib.suppress(FileNotFoundError):
+                if folder.name.startswith(".") and time.time() - folder.stat().st_mtime < 60:
+                    continue
         if (not pid or not _is(pid, started)) and not _janitor_lives(folder):
             found.append(Run(folder))
     return found
