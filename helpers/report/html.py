@@ -140,7 +140,7 @@ def page(results: Sequence[Result]) -> str:
     for result in results:
         matrix.add(result)
     statements = {b.id: b.statement for r in results for b in r.behaviours.values()}
-    return template.render(
+    text: str = template.render(
         results=results,
         verdicts=list(Verdict),
         classes=CLASSES,
@@ -153,3 +153,4 @@ def page(results: Sequence[Result]) -> str:
         unverified=_told(results, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE),
         drawn=_drawn(results),
     )
+    return text

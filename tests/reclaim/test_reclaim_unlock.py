@@ -68,7 +68,7 @@ def lock_parts(route, region):
     return free
 
 
-@pytest.mark.needs("swap")
+@pytest.mark.needs("swap", "kpageflags")
 @pytest.mark.parametrize("route", ["lock all, unlock some", "lock some"], ids=["unlock", "lock"])
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared"])
 def test_of_a_partly_locked_range_exactly_the_unlocked_pages_go(pressure, kind, route):
@@ -89,7 +89,15 @@ def test_of_a_partly_locked_range_exactly_the_unlocked_pages_go(pressure, kind, 
             if present == expected:
                 break
             group.reclaim()
-        assert present == expected, "exactly the pages that are not locked have gone"
+        kept = [page for page in range(part.pages) if page not in free]
+        assert [present[page] for page in kept] == [True] * len(kept), "locked pages stay"
+        # 5.10 leaves alone an active list too short to halve: a page may stay, evictable.
+        seen = pagemap.snapshot(part.addr, part.pages, child.pid)
+        marks = pagemap.MLOCKED | pagemap.UNEVICTABLE
+        stuck = [page for page in free if present[page] and seen.flags[page] & marks]
+        assert stuck == [], "no page that is not locked is held back"
+        gone = sum(not present[page] for page in free)
+        assert gone > len(free) * 3 // 4, "pages that are not locked go"
         rest = part.sub(0, part.pages)
         child.call(libc.munlock, rest.addr, rest.size)
         assert drive.taken(group.reclaim, child.pid, part), "unlocked, the others go too"
