@@ -282,11 +282,10 @@ def _undo_swap_device(what: dict[str, object]) -> None:
 def _undo_zram(what: dict[str, object]) -> None:
     from helpers.pressure import swap
 
-    before = what["before"]
-    if not isinstance(before, list):
-        raise ValueError("not a list of devices; left alone")
-    size = what["size"]
-    swap.release_zram([str(name) for name in before], int(str(size)))
+    name = _text(what, "name")
+    if not re.fullmatch(r"zram\d+", name):
+        raise ValueError(f"{name} is no zram device; left alone")
+    swap.release_zram(name, _text(what, "label"))
 
 
 def _undo_folder(what: dict[str, object]) -> None:

@@ -233,11 +233,26 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def described(made: Pressure) -> list[str]:
+    """What the pressure of this session was made of."""
+    lines = []
+    if made.parent:
+        lines.append(f"pressure in memory cgroups v{made.parent.version} at {made.parent.path}")
+    if made.area:
+        lines.append(f"swapped to {made.area.how}, {made.area.size >> 20} MiB at {made.area.path}")
+        lines += [f"  not to {reason}" for reason in made.area.instead]
+    return lines
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_terminal_summary(
     terminalreporter: Any, config: pytest.Config
 ) -> Generator[None, None, None]:
     yield
+    made = config.stash.get(pressure_key, None)
+    if made is not None and (made.parent or made.area):
+        for line in described(made):
+            terminalreporter.write_line(line)
     if problems := config.stash.get(problems_key, []):
         terminalreporter.section("the machine is not as it was found", "=")
         for line in problems:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers import facilities, libc
@@ -39,6 +39,8 @@ class Area:
     size: int
     how: str
     ours: bool = True
+    instead: tuple[str, ...] = ()
+    """Why the ways tried before this one did not serve."""
 
 
 class NoSwap(OSError):
@@ -73,12 +75,27 @@ def off(path: str) -> None:
         time.sleep(0.05)
 
 
-def header(pages: int) -> bytes:
-    """First page of a swap area of ``pages`` pages (union swap_header, include/linux/swap.h)."""
+_LABEL = slice(1052, 1068)  # sws_volume
+
+
+def header(pages: int, label: str = "") -> bytes:
+    """First page of a swap area of ``pages`` pages (union swap_header, include/linux/swap.h).
+
+    ``label`` (16 characters at most) says whose it is.
+    """
     page = bytearray(PAGE)
     struct.pack_into("=III", page, 1024, 1, pages - 1, 0)
+    page[_LABEL] = label.encode().ljust(16, b"\0")
     page[PAGE - 10 :] = b"SWAPSPACE2"
     return bytes(page)
+
+
+def _label(device: str) -> str:
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, PAGE, 0)[_LABEL].rstrip(b"\0").decode(errors="replace")
+    finally:
+        os.close(fd)
 
 
 def make_file(path: Path, size: int) -> None:
@@ -164,25 +181,21 @@ def release_device(device: str, backing: Path) -> None:
         os.close(fd)
 
 
-def _zram_devices() -> list[str]:
-    return sorted(p.name for p in Path("/sys/block").glob("zram*"))
-
-
 def _as_zram(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     control = Path("/sys/class/zram-control/hot_add")
     if not control.exists():
         stack.enter_context(run.recorded("module", name="zram"))
         subprocess.run(["modprobe", "zram", "num_devices=0"], check=False, capture_output=True)
-    before = _zram_devices()
-    stack.enter_context(run.recorded("zram", before=before, size=size))
     name = f"zram{control.read_text().strip()}"
+    label = run.name[-16:]
+    stack.enter_context(run.recorded("zram", name=name, label=label))
     (Path("/sys/block") / name / "disksize").write_text(str(size))
     device = f"/dev/{name}"
     if not stat.S_ISBLK(os.stat(device).st_mode):
         raise OSError(errno.ENOTBLK, f"{device} is no block device")
     fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.pwrite(fd, header(size // PAGE), 0)
+        os.pwrite(fd, header(size // PAGE, label), 0)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -190,16 +203,20 @@ def _as_zram(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     return Area(device, size, "zram")
 
 
-def release_zram(before: list[str], size: int) -> None:
-    """Swap off and remove zram devices that were not there before and have our size (or none)."""
-    for name in _zram_devices():
-        block = Path("/sys/block") / name
-        if name in before or int((block / "disksize").read_text()) not in {0, size}:
-            continue
-        if is_on(f"/dev/{name}"):
-            off(f"/dev/{name}")
-        (block / "reset").write_text("1")
-        Path("/sys/class/zram-control/hot_remove").write_text(name.removeprefix("zram"))
+def release_zram(name: str, label: str) -> None:
+    """Swap off and remove a zram device that carries our label, or that was never set up.
+
+    Raises ValueError for one that is somebody else's.
+    """
+    block = Path("/sys/block") / name
+    if not block.is_dir():
+        return
+    if int((block / "disksize").read_text()) and _label(f"/dev/{name}") != label:
+        raise ValueError(f"{name} does not carry our label; left alone")
+    if is_on(f"/dev/{name}"):
+        off(f"/dev/{name}")
+    (block / "reset").write_text("1")
+    Path("/sys/class/zram-control/hot_remove").write_text(name.removeprefix("zram"))
 
 
 @contextmanager
@@ -225,7 +242,7 @@ def area(run: Run, size: int, directory: str | None = None) -> Iterator[Area]:
                     reasons.append(reason)
                 continue
             with stack:
-                yield made
+                yield replace(made, instead=tuple(reasons))
             return
     raise NoSwap(0, "; ".join(reasons))
 

@@ -195,6 +195,7 @@ def test_foreign_records_are_left_alone(run, tmp_path):
         {"kind": "process", "pid": "all", "started": 0.0},
         {"kind": "subtree", "path": "/etc/hostname"},
         {"kind": "burn", "path": "/"},
+        {"kind": "zram", "name": "../sda", "label": "x"},
         ["not", "a", "record"],
     ]
     for number, record in enumerate(records):
