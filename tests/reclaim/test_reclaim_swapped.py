@@ -28,7 +28,10 @@ def swapped(region, pid):
     return sum(v.field_kb("Swap") for v in maps.smaps(pid, region.addr, region.end)) // PAGE_KB
 
 
-@pytest.mark.parametrize("route", ["mlock", "mlock2", "mlockall"])
+@pytest.mark.parametrize(
+    "route",
+    ["mlock", "mlock2", pytest.param("mlockall", marks=pytest.mark.needs("lock-all"))],
+)
 @pytest.mark.parametrize("kind", PRIVATE + SHARED)
 def test_lock_brings_swapped_pages_back(pressure, kind, route):
     """Locking swapped-out memory reads it all back, by major faults, and leaves swap."""
