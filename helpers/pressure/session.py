@@ -143,7 +143,7 @@ def _begin(config: pytest.Config) -> Pressure:
         made.facilities["swap-area"] = _missing("swap-area", "no swap area of ours", why, remedy)
         made.facilities["swap"] = (
             Facility("swap", True)
-            if swap.areas()
+            if any(not swap.of_a_run(path) for path in swap.areas())
             else _missing("swap", "no swap area", why, remedy)
         )
     return made

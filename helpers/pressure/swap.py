@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import stat
 import struct
 import subprocess
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers import facilities, libc
-from helpers.janitor import PATIENCE, Run
+from helpers.janitor import PATIENCE, RUN_NAME, Run
 from helpers.libc import PAGE
 
 PRIORITY = 32767
@@ -56,6 +57,21 @@ def areas() -> list[str]:
 def is_on(path: str) -> bool:
     """The path is an active swap area."""
     return path in areas()
+
+
+def of_a_run(path: str) -> bool:
+    """The area belongs to a run of this suite, and may go at any moment: nothing to rely on."""
+    if path.startswith("/dev/zram"):
+        try:
+            return bool(re.fullmatch(r"[0-9a-f]{16}", _label(path)))
+        except OSError:
+            return False
+    if path.startswith("/dev/loop"):
+        try:
+            path = Path(f"/sys/block/{Path(path).name}/loop/backing_file").read_text()
+        except OSError:
+            return False
+    return bool(RUN_NAME.search(path))
 
 
 def on(path: str) -> None:
