@@ -93,10 +93,14 @@ class Run:
 
     @classmethod
     def begin(cls) -> Run:
-        """A new run owned by this process, with its janitor waiting. Raises NoStateFolder."""
-        run = cls._new_folder()
-        run._janitor = subprocess.Popen(
-            [sys.executable, "-m", "helpers.janitor", str(run.folder)],
+        """A new run owned by this process, with its janitor waiting. Raises NoStateFolder.
+
+        The janitor makes the folder: from then on somebody is there to remove it.
+        """
+        state_root()  # says why not
+        pid = os.getpid()
+        janitor = subprocess.Popen(
+            [sys.executable, "-m", "helpers.janitor", str(pid), repr(start_time(pid))],
             cwd=Path(__file__).resolve().parents[1],
             env={k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
             start_new_session=True,
@@ -104,18 +108,20 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        assert run._janitor.stdout is not None
-        ready = run._janitor.stdout.readline()
-        run._janitor.stdout.close()
-        if ready != b"ready\n":
-            run.end()
+        assert janitor.stdout is not None
+        folder = janitor.stdout.readline().decode().strip()
+        janitor.stdout.close()
+        if not folder:
+            janitor.wait()
             raise NoStateFolder(0, "the janitor did not start")
+        run = cls(Path(folder))
+        run._janitor = janitor
         return run
 
     _janitor: subprocess.Popen[bytes]
 
     @classmethod
-    def _new_folder(cls) -> Run:
+    def _new_folder(cls, pid: int, started: float) -> Run:
         # It gets its name with its owner already in it: another run must never see a folder
         # without one and take it for stale. That other run may also just be removing the root.
         name = f"{NAME}-{secrets.token_hex(8)}"
@@ -123,7 +129,7 @@ class Run:
             draft = cls(state_root() / f".{name}")
             try:
                 draft.folder.mkdir(mode=0o700)
-                draft._write("owner.json", {"pid": os.getpid(), "started": start_time(os.getpid())})
+                draft._write("owner.json", {"pid": pid, "started": started})
                 return cls(draft.folder.rename(draft.folder.with_name(name)))
             except FileNotFoundError:
                 if attempt == _ATTEMPTS - 1:
@@ -380,24 +386,23 @@ def clear_stale() -> tuple[int, list[str]]:
     return len(runs), problems
 
 
-def main(folder: str) -> int:
+def main(pid: int, started: float) -> int:
     """The janitor: wait for the owner's end, then undo. SIGTERM: the owner did it itself."""
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    run = Run(Path(folder))
-    owner = _read(run.folder / "owner.json")
-    pid = int(str(owner["pid"]))
+    run = Run._new_folder(pid, started)
     with (run.folder / "janitor.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             watch: int | None = os.pidfd_open(pid)
         except OSError:
             watch = None
-        print("ready", flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(run.folder, flush=True)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         if watch is not None:
             select.select([watch], [], [])
-        while _is(pid, float(str(owner["started"]))):
+        while _is(pid, started):
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
                 break
             time.sleep(0.1)
@@ -412,4 +417,4 @@ def main(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2])))
