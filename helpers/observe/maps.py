@@ -1,7 +1,7 @@
 """/proc/PID/maps, smaps and smaps_rollup: the VMAs of an address space.
 
 ``lo`` in VmFlags is VM_LOCKED, ``lf`` VM_LOCKONFAULT (shown by that name since 6.2, as
-``??`` before; see :func:`onfault_letters`).
+``??`` before).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Vma:
 
     @property
     def onfault(self) -> bool:
-        """VM_LOCKONFAULT is set (any kernel: see :func:`onfault_letters`)."""
+        """VM_LOCKONFAULT is set (``lf``; ``??`` before 6.2)."""
         # Other flags are shown as ?? too, but not on memory that can be locked.
         return "lf" in self.flags or (self.locked and "??" in self.flags)
 
@@ -59,11 +59,6 @@ class Vma:
     def field_kb(self, name: str) -> int:
         """A counter of smaps, in kB; 0 where the kernel does not print it."""
         return int(self.fields.get(name, "0").split()[0])
-
-
-def onfault_letters(flags: str) -> str:
-    """Name of VM_LOCKONFAULT in a VmFlags line: ``lf`` since 6.2, ``??`` before."""
-    return "lf" if " lf" in f" {flags}" else "??"
 
 
 _MARKS = re.compile(r"^(?:([0-9a-f]+)-([0-9a-f]+) |VmFlags:(.*))", re.MULTILINE)
