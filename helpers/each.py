@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from helpers import series
+from helpers.report.verdicts import INCONCLUSIVE_PREFIX
+
 _ParameterSet: Any = type(pytest.param())
 
 
@@ -52,11 +55,16 @@ def each(
         @functools.wraps(case)
         def every(**rest: Any) -> None:
             skipped: list[str] = []
+            prefix = ""
             for label, arguments in rows:
+                series.restart()
                 try:
                     case(**arguments, **rest)
                 except pytest.skip.Exception as why:
-                    skipped.append(f"[{label}] {why}")
+                    text = str(why).removeprefix(INCONCLUSIVE_PREFIX)
+                    if text != str(why):
+                        prefix = INCONCLUSIVE_PREFIX
+                    skipped.append(f"[{label}] {text}")
                 except AssertionError as error:
                     error.args = (f"[{label}] {error}",)
                     raise
@@ -64,7 +72,7 @@ def each(
                     error.add_note(f"[{label}]")
                     raise
             if skipped:  # the others hold; that these are not verified must still be said
-                pytest.skip("; ".join(skipped))
+                pytest.skip(prefix + "; ".join(skipped))
 
         signature = inspect.signature(case)
         left = [p for n, p in signature.parameters.items() if n not in names]

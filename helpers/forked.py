@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-from helpers import evidence, libc
+from helpers import evidence, libc, series
 from helpers.pressure import session
 from helpers.process import signal_name
 
@@ -111,6 +111,8 @@ def _child(item: pytest.Item, read_end: int, write_end: int) -> None:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         calm()
         evidence.records.clear()
+        series.restart()
+        series.recording = bool(item.config.getoption("--report", None))
         try:
             reports = runtestprotocol(item, log=False, nextitem=None)
             hook = item.config.hook

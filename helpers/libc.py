@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import platform
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,6 +26,9 @@ ULONG_MAX = (1 << (ctypes.sizeof(ctypes.c_ulong) * 8)) - 1
 SIZE_MAX = (1 << (ctypes.sizeof(ctypes.c_size_t) * 8)) - 1
 
 _dll = ctypes.CDLL(None, use_errno=True)
+
+recent: deque[tuple[str, tuple[object, ...], str]] = deque(maxlen=64)
+"""The calls made last by this process: name, arguments, result (``"0"``, ``"ENOMEM"``)."""
 
 
 class UnknownArchitecture(RuntimeError):
@@ -154,12 +158,28 @@ CLONE_VM, CLONE_VFORK, CLONE_NEWUSER, CLONE_NEWIPC = 0x100, 0x4000, 0x10000000, 
 
 def _show(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
-        return hex(value & ULONG_MAX) if value < 0 or value >= 4096 else str(value)
-    return repr(value)
+        return hex(value & ULONG_MAX) if value < 0 or value >= 1 << 20 else str(value)
+    return str(value)
+
+
+def _told(args: tuple[object, ...]) -> tuple[object, ...]:
+    # Without holding on to buffers, whose memory would then stay mapped.
+    return tuple(a if isinstance(a, int) else type(a).__name__ for a in args)
+
+
+def note(name: str, args: tuple[object, ...], told: str) -> None:
+    """Keep a call in :data:`recent` that another process makes for this one."""
+    recent.append((name, _told(args), told))
+
+
+def recent_calls() -> list[str]:
+    """:data:`recent` as lines, oldest first: ``mlock(0x7f0000001000, 8192) = 0``."""
+    return [f"{name}({', '.join(map(_show, args))}) = {told}" for name, args, told in recent]
 
 
 def _failed(name: str, args: tuple[object, ...]) -> OSError:
     code = ctypes.get_errno()
+    recent.append((name, _told(args), errno.errorcode.get(code, str(code))))
     shown = ", ".join(_show(a) for a in args)
     return OSError(code, f"{name}({shown}): {errno.errorcode.get(code, code)}, {os.strerror(code)}")
 
@@ -185,6 +205,7 @@ def syscall(name: str, *args: int | ctypes.Array[Any] | ctypes.Structure | None)
     result: int = _syscall(*words)
     if result == -1:
         raise _failed(name, args)
+    recent.append((name, _told(args), _show(result)))
     return result
 
 
@@ -235,10 +256,10 @@ def _wrapper(name: str, *argtypes: Any, restype: Any = ctypes.c_int) -> Callable
             result = result or 0
             if result == ULONG_MAX:
                 raise _failed(name, args)
-            return result
-        if result == -1:
+        elif result == -1:
             raise _failed(name, args)
         assert result is not None
+        recent.append((name, _told(args), _show(result)))
         return result
 
     checked.__name__ = checked.__qualname__ = name  # picklable: Child.call(libc.munmap, …)

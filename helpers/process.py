@@ -179,6 +179,7 @@ class Child:
         :class:`ChildHung`.
         """
         self.start(function, *args)
+        libc.note(getattr(function, "__name__", "?"), args, f"in child {self.pid}")
         value: T = self.result(deadline)
         return value
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from helpers import series
 from helpers.libc import PAGE, PAGE_KB
 from helpers.memory import Region
 from helpers.observe import maps, status
@@ -90,10 +91,11 @@ def of(region: Region, pid: int | str = "self") -> Account:
             first = (max(start, region.addr) - region.addr) // PAGE
             last = (min(end, region.end) - region.addr) // PAGE
             letters[first:last] = letter * (last - first)
+    rollup = maps.rollup_kb("Locked", pid)
+    series.step(VmLck=vmlck, lo=lo, Locked=locked)
     return Account(
-        _in_pages(vmlck), _in_pages(lo), _in_pages(locked),
-        _in_pages(maps.rollup_kb("Locked", pid)), "".join(letters),
-    )  # fmt: skip
+        _in_pages(vmlck), _in_pages(lo), _in_pages(locked), _in_pages(rollup), "".join(letters)
+    )
 
 
 def pages(region: Region, pid: int | str = "self") -> str:

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers import series
 from helpers.janitor import PATIENCE, Run
+from helpers.observe import status
 
 
 class NoCgroup(OSError):
@@ -134,6 +136,7 @@ class Cgroup:
             self._write("memory.limit_in_bytes", size)
         else:
             self._write("memory.max", "max" if size < 0 else size)
+        series.step("no limit" if size < 0 else f"limit {size >> 10} kB")
 
     def current(self) -> int:
         """Memory charged now."""
@@ -177,6 +180,21 @@ class Cgroup:
             self._write("memory.high", 0)
             self._write("memory.high", "max")
 
+    def gauge(self) -> dict[str, float]:
+        """For a report's picture, in kB: what is charged, unevictable, locked and swapped, and
+        the hard limit where there is one. Raises OSError if a process ends meanwhile."""
+        told = [status.fields(pid) for pid in self.pids()]
+        seen: dict[str, float] = {
+            "charged": self.current() >> 10,
+            "unevictable": self.stat().get("unevictable", 0) >> 10,
+            "locked": sum(int(f["VmLck"].split()[0]) for f in told if "VmLck" in f),
+            "swapped": sum(int(f["VmSwap"].split()[0]) for f in told if "VmSwap" in f),
+        }
+        limit = self._read("memory.limit_in_bytes" if self.version == 1 else "memory.max").strip()
+        if limit.isdigit() and int(limit) < 1 << 50:  # v1 writes "none" as nearly 1 << 63
+            seen["limit"] = int(limit) >> 10
+        return seen
+
     def pids(self) -> list[int]:
         """Processes in here."""
         return [int(pid) for pid in self._read("cgroup.procs").split()]
@@ -204,7 +222,8 @@ def make(run: Run, parent: Parent, limit: int = -1) -> Iterator[Cgroup]:
             made._write("memory.zswap.max", 0)
         if limit >= 0:
             made.limit(limit)
-        yield made
+        with series.gauging(made.gauge):
+            yield made
 
 
 def wait_empty(group: Cgroup) -> None:

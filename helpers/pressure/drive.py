@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers import libc
+from helpers import libc, series
 from helpers.libc import PAGE
 from helpers.memory import Region
 from helpers.pressure import twins
@@ -23,10 +23,13 @@ PASSES = 8
 def until_gone(drive: Callable[[], object], pid: int, *controls: Region) -> None:
     """Repeat ``drive()`` until most of each control is out of memory; else inconclusive."""
     left = list(controls)
-    for _ in range(PASSES):
+    series.step("before reclaim")
+    for number in range(PASSES):
         drive()
+        series.step(f"pass {number + 1}")
         left = [c for c in left if twins.gone(c, pid) <= c.pages * 3 // 4]
         if not left:
+            twins.draw(pid, controls)
             return
     text = ", ".join(f"{twins.gone(c, pid)} of {c.pages} {c.kind} pages" for c in left)
     inconclusive(f"reclaim took only {text} that were not locked")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helpers import libc, memory
+from helpers import libc, memory, series
 from helpers.libc import PAGE
 from helpers.memory import Region
 from helpers.observe import maps, pagemap, vmstat
@@ -175,17 +175,32 @@ def states(pid: int, regions: Sequence[Region]) -> list[State]:
     for region in regions:
         seen = pagemap.entries(region.addr, region.pages, pid)
         inside = [v for v in vmas if v.start < region.end and v.end > region.addr]
+        lo = all(v.locked for v in inside)
+        series.states(f"{region.kind}, {'lo' if lo else 'not lo'}", _letters(seen))
         found.append(
             State(
                 sum(1 for e in seen if e & pagemap.PRESENT),
                 [e & pagemap.PFN_MASK if e & pagemap.PRESENT else 0 for e in seen],
-                all(v.locked for v in inside),
+                lo,
                 sum(v.field_kb("Swap") for v in inside),
                 sum(v.field_kb("Rss") for v in inside),
                 migrated,
             )
         )
     return found
+
+
+def _letters(entries: Sequence[int]) -> str:
+    return "".join(
+        "p" if e & pagemap.PRESENT else "s" if e & pagemap.SWAPPED else "a" for e in entries
+    )
+
+
+def draw(pid: int, controls: Sequence[Region]) -> None:
+    """Keep the state of unlocked controls, page by page, for a report's picture."""
+    for region in controls if series.recording else ():
+        entries = pagemap.entries(region.addr, region.pages, pid)
+        series.states(f"{region.kind}, control", _letters(entries))
 
 
 def replaced(before: State, after: State) -> int:

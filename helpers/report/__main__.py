@@ -60,7 +60,7 @@ def _html(options: argparse.Namespace) -> int:
     try:
         from helpers.report.html import page
     except ModuleNotFoundError as error:
-        _complain(f"html needs {error.name}: pip install jinja2 matplotlib")
+        _complain(f"html needs {error.name}: pip install jinja2")
         return 4
     problems: list[str] = []
     loaded = {r.id: r for r in _loaded(options.results, problems)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Generator, Iterable
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers import evidence, gating
+from helpers import evidence, gating, libc, series
 from helpers.report.verdicts import Behaviour, Verdict, gather
 
 behaviours_key = pytest.StashKey[dict[str, Behaviour]]()
@@ -45,6 +46,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
     """A failure carries its statement, its kernel and the memory it was about."""
     outcome = yield
     report: pytest.TestReport = outcome.get_result()
+    if report.when == "call":
+        report.user_properties += [("series", json.dumps(taken)) for taken in series.taken()]
     if not report.failed:
         return
     uname = os.uname()
@@ -55,6 +58,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
         report.sections.append(("Known elsewhere", str(properties["known"])))
     if evidence.records:
         report.sections.append(("Memory under test", "\n".join(evidence.records)))
+    if calls := libc.recent_calls():
+        report.sections.append(("System calls made last", "\n".join(calls[-16:])))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
