@@ -6,6 +6,7 @@ pytest_plugins = (
     "helpers.forked",
     "helpers.gating",
     "helpers.report.terminal",
+    "helpers.report.progress",
     "helpers.report.writing",
     "pytester",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,7 +194,7 @@ class Matrix:
 
     labels: list[str] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
-    columns: list[dict[str, Verdict]] = field(default_factory=list)
+    columns: list[Mapping[str, Verdict]] = field(default_factory=list)
     runs: dict[str, str] = field(default_factory=dict)
 
     def add(self, result: Result) -> None:
@@ -203,8 +203,8 @@ class Matrix:
             raise Unreadable(f"{result.path} and {self.runs[result.id]}: two files of the same run")
         self.runs[result.id] = str(result.path)
         self.labels.append(result.label)
-        self.columns.append({name: b.verdict for name, b in result.behaviours.items()})
-        self.ids |= result.behaviours.keys()
+        self.columns.append(result.verdicts)
+        self.ids |= result.verdicts.keys()
 
     def rows(self) -> Iterable[Row]:
         """Every behaviour, by id."""

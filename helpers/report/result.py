@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +92,14 @@ class Writer:
         self._end += len(data) - len(_TAIL)
         self._first = False
 
-    def finish(self, behaviours: Iterable[Behaviour], exit_code: int) -> None:
-        """Replace the file by its complete form."""
+    def finish(
+        self, behaviours: Iterable[Behaviour], exit_code: int, *, complete: bool = True
+    ) -> None:
+        """Replace the file by its final form; ``complete`` if every case has had its turn."""
         os.close(self._fd)
         self.run |= {"ended": time.time(), "exit_code": exit_code}
         rows = ",\n".join(json.dumps(as_dict(b)) for b in behaviours)
-        head = json.dumps({"schema": SCHEMA, "run": self.run, "complete": True})[:-1]
+        head = json.dumps({"schema": SCHEMA, "run": self.run, "complete": complete})[:-1]
         temporary = self.path.with_suffix(".new")
         with temporary.open("w") as file:
             file.write(f'{head}, "behaviours": [\n{rows}{_TAIL}')
@@ -111,7 +115,27 @@ class Result:
     path: Path
     run: Mapping[str, Any]
     complete: bool
-    behaviours: Mapping[str, Behaviour] = field(repr=False)
+    rows: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    @cached_property
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """Everything that is known of each behaviour, by its id."""
+        found = {}
+        for row in self.rows:
+            found[row["id"]] = Behaviour(
+                row["id"], row["chapter"], row["statement"], row["source"], row["claims"],
+                Verdict(row["verdict"]), row["reason"], float(row["duration"]),
+                detail=row.get("detail", ""),
+                evidence=[(e["title"], e["text"]) for e in row.get("evidence", [])],
+                series=list(row.get("series", [])),
+            )  # fmt: skip
+        return found
+
+    @cached_property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """Each behaviour's verdict alone: all that a matrix of many results needs."""
+        # One string for an id, however many results have it.
+        return {sys.intern(row["id"]): _VERDICTS[row["verdict"]] for row in self.rows}
 
     @property
     def id(self) -> str:
@@ -180,18 +204,20 @@ def _checked(file: Path, value: Mapping[str, Any]) -> Result:
             raise TypeError(f"run.{key}")
     if not isinstance(run["kernel"]["release"], str) or not isinstance(run["page_size"], int):
         raise TypeError("run.kernel")
-    found: dict[str, Behaviour] = {}
-    for row in value["behaviours"]:
-        made = Behaviour(
-            row["id"], row["chapter"], row["statement"], row["source"], row["claims"],
-            Verdict(row["verdict"]), row["reason"], float(row["duration"]),
-            detail=row.get("detail", ""),
-            evidence=[(e["title"], e["text"]) for e in row.get("evidence", [])],
-            series=list(row.get("series", [])),
-        )  # fmt: skip
-        if not all(
-            isinstance(t, str) for t in (made.id, made.chapter, made.statement, made.reason)
-        ):
-            raise TypeError("behaviours")
-        found[made.id] = made
-    return Result(file, run, bool(value["complete"]), found)
+    rows = value["behaviours"]
+    for row in rows:
+        for name in _TEXTS:
+            if not isinstance(row[name], str):
+                raise TypeError(f"{name} of a behaviour")
+        if row["verdict"] not in _VERDICTS:
+            raise ValueError(f"verdict {row['verdict']!r}")
+        if not isinstance(row["duration"], (int, float)):
+            raise TypeError("duration of a behaviour")
+    made = Result(file, run, bool(value["complete"]), rows)
+    if any("evidence" in row or "series" in row for row in rows):
+        _ = made.behaviours  # raises on evidence of another shape
+    return made
+
+
+_TEXTS = ("id", "chapter", "statement", "source", "claims", "verdict", "reason")
+_VERDICTS = {v.value: v for v in Verdict}

@@ -11,6 +11,8 @@ from helpers import gating
 from helpers.pressure import session as pressing
 from helpers.report import formats, result, terminal
 
+_RAN = {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("memlock-tests").addoption(
@@ -64,6 +66,8 @@ class Reports:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         behaviours = list(self.config.stash[terminal.behaviours_key].values())
         writer = self.writer or self._begin()
-        writer.finish(behaviours, int(session.exitstatus))
+        # Ended by hand, by -x or for an error: what was not run has no verdict in here.
+        whole = not (session.shouldstop or session.shouldfail) and session.exitstatus in _RAN
+        writer.finish(behaviours, int(session.exitstatus), complete=whole)
         (self.folder / "result.ktap").write_text(formats.ktap(behaviours))
         (self.folder / "results.yaml").write_text(formats.tmt(behaviours))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.report import compare, formats, result
+from helpers.report import formats, result
 from helpers.report.verdicts import Behaviour, Verdict
 
 ROW = re.compile(r"^calls +(.*)$", re.MULTILINE)
@@ -132,6 +132,15 @@ def test_two():
     assert not found.complete
     (one,) = found.behaviours.values()
     assert (one.id, one.verdict) == ("tests/calls/test_case.py::test_one", Verdict.VERIFIED)
+
+
+def test_interrupted_run_says_so(suite):
+    """A run that ends early (-x here) is not complete, and holds what was found out by then."""
+    suite.case(suite.EVERY)
+    suite.run("--report", "out", "-x")
+    found = result.load(suite.path / "out")
+    assert not found.complete
+    assert [b.verdict for b in found.behaviours.values()] == [Verdict.VERIFIED, Verdict.FAILED]
 
 
 def test_result_follows_its_schema(suite):
@@ -323,9 +332,20 @@ def test_word_ids_are_words_and_distinct():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", n) for n in names)
 
 
-def test_thousand_results_compare_in_memory(tmp_path):
-    """Many results are reduced to verdicts as they are read."""
-    matrix = compare.Matrix()
-    for n in range(20):
-        matrix.add(result.load(made(tmp_path / f"{n}.json", {f"t{i}": V for i in range(50)})))
-    assert all(isinstance(v, Verdict) for c in matrix.columns for v in c.values())
+def test_thousand_results_compare_within_bounds(tmp_path):
+    """1,000 results of 1,000 behaviours compare in less than 10 s of CPU and 500 MB."""
+    first = made(tmp_path / "0.json", {f"t{i}": V for i in range(1000)}).read_text()
+    for n in range(1, 1000):
+        (tmp_path / f"{n}.json").write_text(first.replace('"id": "0"', f'"id": "{n}"', 1))
+    files = sorted(map(str, tmp_path.glob("*.json")))
+    with subprocess.Popen(
+        [sys.executable, "-m", "helpers.report", "compare", *files],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        told = run.stdout.read()
+        _, status, used = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+    assert run.returncode == 0
+    assert "1000 of 1000 behaviours have one verdict everywhere" in told
+    assert used.ru_maxrss < 500_000, "kB"
+    assert used.ru_utime + used.ru_stime < 10, "seconds of CPU"
