@@ -332,6 +332,38 @@ def test_word_ids_are_words_and_distinct():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", n) for n in names)
 
 
+def lava(ktap):
+    """What LAVA's kselftest parser (Linaro test-definitions) makes of it: (name, verdict) pairs.
+
+    It takes every line with "ok", a number and a rest, strips "# …" of failures only, and turns
+    the rest into a name.
+    """
+    for line in ktap.splitlines():
+        if found := re.match(r".*?(not )?ok \d{1,5} (.*)$", line):
+            bad, rest = found.groups()
+            verdict = "fail" if bad else "skip" if "# SKIP" in rest else "pass"
+            rest = re.sub("# .*$" if bad else "# SKIP", "", rest)
+            yield re.sub(r"[^A-Za-z0-9_-]+", "_", rest).strip("_"), verdict
+
+
+def test_lava_tells_behaviours_apart():
+    """LAVA's kselftest parser sees one result a behaviour, under a name of its own that does not
+    depend on the machine, though it takes skip reasons for part of the name."""
+    rows = [
+        Behaviour(f"tests/calls/test_a.py::t{p}", "calls", verdict=v, reason="needs x: none",
+                  detail=f"needs x: none ({number} left)")
+        for number, (p, v) in enumerate(
+            [("[a.b]", Verdict.VERIFIED), ("[a_b]", Verdict.VERIFIED), ("[a b]", Verdict.FAILED),
+             ("[1]", Verdict.NOT_VERIFIED), ("[2]", Verdict.INCONCLUSIVE),
+             ("[3]", Verdict.DEVIATES), ("[not ok 4 x]", Verdict.BROKEN)])
+    ]  # fmt: skip
+    seen = list(lava(formats.ktap(rows)))
+    names = [name for name, _ in seen]
+    assert len(set(names)) == len(names) == len(rows) + 1, "and one for the chapter"
+    assert Counter(v for _, v in seen) == {"pass": 3, "fail": 3, "skip": 2}
+    assert not any("left" in name for name in names), "what varies stands on diagnostic lines"
+
+
 def test_thousand_results_compare_within_bounds(tmp_path):
     """1,000 results of 1,000 behaviours compare in less than 10 s of CPU and 500 MB."""
     first = made(tmp_path / "0.json", {f"t{i}": V for i in range(1000)}).read_text()
