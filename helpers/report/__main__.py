@@ -63,7 +63,13 @@ def _html(options: argparse.Namespace) -> int:
         _complain(f"html needs {error.name}: pip install jinja2")
         return 4
     problems: list[str] = []
-    loaded = {r.id: r for r in _loaded(options.results, problems)}
+    loaded: dict[str, Result] = {}
+    for each in _loaded(options.results, problems):
+        if each.id in loaded:
+            problems.append(f"{loaded[each.id].path} and {each.path}: two files of the same run")
+            _complain(problems[-1])
+        else:
+            loaded[each.id] = each
     if not loaded:
         return 4
     try:
