@@ -1,0 +1,161 @@
+"""``python -m helpers.vm KERNEL [pytest options]``: the suite on another kernel, in QEMU."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import functools
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from helpers.report import compare
+from helpers.report.result import Result, Unreadable, load
+from helpers.vm import virtme
+from helpers.vm.apt import Source
+from helpers.vm.cache import Cache
+from helpers.vm.kernels import FLAVOURS, SUITES, Kernel, ready
+from helpers.vm.options import parse
+from helpers.vm.outcome import BROKEN, Outcome, report
+from helpers.vm.problem import Problem, say
+from helpers.vm.run import require_qemu, run
+from helpers.vm.userland import make_ready
+from helpers.vm.wish import Wish, capability_numbers, megabytes
+
+USAGE = 4
+Job = Callable[[Path], Outcome]
+
+
+def wish_of(options: argparse.Namespace, theirs: tuple[str, ...]) -> Wish:
+    """What the command line asks of a guest. Raises :class:`Problem`."""
+    if options.memory:
+        megabytes(options.memory)
+    return Wish(
+        suite=options.suite.resolve(),
+        pytest=theirs,
+        userland=options.userland,
+        cgroup=options.cgroup,
+        swap=options.swap,
+        disk=options.disk,
+        cpus=options.cpus,
+        numa=options.numa,
+        hugepages=options.hugepages,
+        append=options.append,
+        memory=options.memory,
+        timeout=options.timeout,
+        boot_timeout=min(options.boot_timeout, options.timeout),
+        user="" if options.user == "root" else options.user,
+        drop=capability_numbers(filter(None, options.drop_cap.split(","))),
+        accel=options.accel,
+    )
+
+
+def jobs(
+    names: Sequence[str], wish: Wish, source: Source, options: argparse.Namespace, scratch: Path
+) -> list[tuple[str, Job]]:
+    """Make every kernel ready before the first boots: what is missing is told at once."""
+    if options.virtme:
+        trees = [virtme.tree(name, source) for name in names]
+        return [(t.label, functools.partial(virtme.run, t, wish)) for t in trees]
+    kernels = [ready(name, source, Path(tempfile.mkdtemp(dir=scratch))) for name in names]
+    for kernel in kernels:
+        if not options.fetch_only:
+            require_qemu(kernel.arch)
+        make_ready(wish.userland, kernel.arch, source)
+    return [(k.label, functools.partial(verify, k, wish, source)) for k in kernels]
+
+
+def verify(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
+    """Run the suite on a kernel; once more if the guest broke before pytest had begun.
+
+    Emulation loses a boot now and then, and some kernels do not take the short way in.
+    """
+    outcome = run(kernel, wish, source, out)
+    if outcome.code == BROKEN and "pytest" not in outcome.marks and kernel.unpacked:
+        say(f"{kernel.label}: {outcome.verdict}; trying its bzImage")
+        outcome = run(dataclasses.replace(kernel, unpacked=None), wish, source, out)
+    return outcome
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the suite on each kernel, one after the other. Raises :class:`Problem`."""
+    options, theirs = parse(arguments)
+    if options.list:
+        print("\n".join(f"debian:{suite}/{flavour}" for suite in SUITES for flavour in FLAVOURS))
+        return 0
+    wish = wish_of(options, theirs)
+    source = Source(Cache(options.cache.expanduser().absolute()), options.mirror, options.refresh)
+    with source.cache.scratch() as scratch:
+        todo = jobs(options.kernels, wish, source, options, scratch)
+        if options.fetch_only:
+            return 0
+        results = (options.out or source.cache.root / "results").absolute()
+        outcomes = []
+        for number, (label, job) in enumerate(todo, 1):
+            twin = sum(label == before for before, _ in todo[: number - 1])
+            say(f"{label} ({number} of {len(todo)}) ...")
+            outcomes.append(job(results / (f"{label}-{twin + 1}" if twin else label)))
+            report(outcomes[-1])
+    comparison(outcomes)
+    codes = [outcome.code for outcome in outcomes]
+    return BROKEN if BROKEN in codes else next((code for code in codes if code), 0)
+
+
+def comparison(outcomes: Iterable[Outcome]) -> None:
+    """Say what differs between the kernels that came to a result."""
+    found: list[Result] = []
+    for outcome in outcomes:
+        try:
+            found.append(load(outcome.folder or Path()))
+        except Unreadable as error:
+            say(f"{outcome.label}: left out of the comparison: {error}")
+    if len(found) == 2:
+        print(f"\n{compare.text(compare.two(*found))}")
+    elif len(found) > 2:
+        matrix = compare.Matrix()
+        for each in found:
+            matrix.add(each)
+        print(f"\n{matrix.text()}\n\n{matrix.markdown()}")
+
+
+class Stopped(BaseException):
+    """A signal asks us to end; everything is cleaned up on the way out."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """Handle a signal; only the first one, so that the clean-up is not disturbed."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def command() -> int:
+    """Run main and turn what it raises into one line and an exit code."""
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    try:
+        return main(sys.argv[1:])
+    except Problem as problem:
+        say(str(problem))
+    except Stopped as stopped:
+        say(f"stopped by {signal.Signals(stopped.number).name}")
+        return 128 + stopped.number
+    except OSError as error:
+        hint = ": make room or give --cache DIR" if error.errno == errno.ENOSPC else ""
+        say(f"{error.filename or 'vm'}: {error.strerror}{hint}")
+    return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,0 +1,12 @@
+"""What a person is told: progress, and the one line that says why nothing could be started."""
+
+import sys
+
+
+class Problem(Exception):
+    """Nothing could be started; the message is one line that says what and how to mend it."""
+
+
+def say(text: str) -> None:
+    """Print a line about ourselves, apart from what pytest prints."""
+    print(f"vm: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,145 @@
+"""A guest from outside: the line that starts QEMU, and the process that must not outlive us."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from helpers.vm.apt import Source
+from helpers.vm.arches import HOST
+from helpers.vm.console import Console
+from helpers.vm.cpio import Cpio
+from helpers.vm.kernels import Kernel
+from helpers.vm.problem import Problem
+from helpers.vm.userland import compiler_root
+from helpers.vm.wish import Wish, megabytes
+
+
+def qemu_command(kernel: Kernel, wish: Wish, initrd: Path, results: Path, accel: str) -> list[str]:
+    """Write the line that starts QEMU."""
+    arch = kernel.arch
+    memory = megabytes(wish.memory or arch.memory)
+    machine = list(arch.machine)
+    if kernel.cpu:
+        machine[-1] = kernel.cpu
+    if accel == "kvm":
+        machine[-1] = "host"
+    command = [arch.qemu, *machine, "-accel", accel, "-smp", str(wish.cpus), "-m", f"{memory}M"]
+    if wish.numa:
+        half = memory // 2 // 256 * 256 if memory >= 512 else memory // 2
+        split = max(1, wish.cpus // 2)
+        for node, size in enumerate((memory - half, half)):
+            cpus = (0, split - 1) if node == 0 else (split, wish.cpus - 1)
+            which = f",cpus={cpus[0]}-{cpus[1]}" if cpus[0] <= cpus[1] else ""
+            command += [
+                "-object",
+                f"memory-backend-ram,id=ram{node},size={size}M",
+                "-numa",
+                f"node,nodeid={node},memdev=ram{node}{which}",
+            ]
+    append = f"console={arch.console} quiet rdinit=/init panic=-1 {arch.append}"
+    if wish.hugepages:
+        append += f" hugepages={wish.hugepages}"
+    return [
+        *command,
+        "-display", "none", "-no-reboot", "-nodefaults", "-serial", "stdio",
+        *(part.format(results=results) for part in arch.extra),
+        "-kernel", str(kernel.unpacked or kernel.image), "-initrd", str(initrd),
+        "-append", f"{append} {wish.append}".strip(),
+    ]  # fmt: skip
+
+
+class Guest:
+    """A running QEMU, or what starts one, that does not outlive this program."""
+
+    def __init__(self, command: Sequence[str], errors: Path, path: str | None = None) -> None:
+        if shutil.which("setpriv"):  # dies with us even if we are killed
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        with errors.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                start_new_session=True,
+                env=os.environ | {"PATH": path or os.environ.get("PATH", os.defpath)},
+            )
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+    def listen(self, console: Console, deadlines: Mapping[str, float], until: str = "") -> str:
+        """Read the console until the guest ends (empty answer) or a deadline passes (its name).
+
+        Deadlines are named after the mark that must have come by then.
+        """
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while not until or until not in console.marks:
+                ahead = [(at, name) for name, at in deadlines.items() if name not in console.marks]
+                at, name = min(ahead, default=(console.marks.get("end", 0.0) + 20, "exit"))
+                left = console.started + at - time.monotonic()
+                if left <= 0:
+                    return name
+                if selector.select(left):
+                    data = os.read(self.process.stdout.fileno(), 65536)
+                    if not data:
+                        return ""
+                    console.feed(data)
+        return ""
+
+
+TRIAL = b"#!/bin/busybox sh\nprintf '\\033_vm:init\\033\\\\\\n'\n/bin/busybox sleep 5\n"
+TRIAL_SECONDS = 20
+
+
+def choose_accel(kernel: Kernel, wish: Wish, source: Source) -> str:
+    """Say kvm where a trial boot shows that it works (a device node proves nothing), else tcg.
+
+    The answer is kept until the host boots again. Raises :class:`Problem` where KVM is asked for
+    and cannot be had.
+    """
+    usable = kernel.arch.debian == HOST and os.access("/dev/kvm", os.R_OK | os.W_OK)
+    if wish.accel == "kvm" and not usable:
+        raise Problem(
+            "--accel kvm: /dev/kvm cannot be opened or is for another architecture; use --accel tcg"
+        )
+    if wish.accel != "auto" or not usable:
+        return "tcg" if wish.accel == "auto" else wish.accel
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    kept = source.cache.root / "kvm"
+    known = kept.read_text().split() if kept.exists() else []
+    if known[:1] == [boot]:
+        return known[1]
+    with source.cache.scratch() as scratch:
+        initrd = scratch / "initrd"
+        with initrd.open("wb") as stream, Cpio(stream) as cpio:
+            cpio.folder("dev")
+            cpio.device("dev/console", 5, 1)
+            cpio.copy(compiler_root(wish.userland, source) / "usr/bin/busybox", "bin/busybox")
+            cpio.file("init", TRIAL, 0o755)
+        command = qemu_command(kernel, wish, initrd, scratch / "results", "kvm")
+        with (
+            open(os.devnull, "wb") as nowhere,
+            Console(scratch / "console.log", nowhere) as console,
+            Guest(command, scratch / "errors") as guest,
+        ):
+            guest.listen(console, {"init": TRIAL_SECONDS}, until="init")
+    answer = "kvm" if "init" in console.marks else "tcg"
+    kept.write_text(f"{boot} {answer}\n")
+    return answer

@@ -1,0 +1,101 @@
+"""One guest from start to end: boot, results, verdict."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import shutil
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+from helpers.vm.apt import Source
+from helpers.vm.arches import Arch
+from helpers.vm.bytecode import byte_code
+from helpers.vm.console import Console
+from helpers.vm.kernels import Kernel
+from helpers.vm.outcome import Outcome, judge
+from helpers.vm.problem import Problem
+from helpers.vm.qemu import Guest, choose_accel, qemu_command
+from helpers.vm.suite import write_suite
+from helpers.vm.userland import make_ready
+from helpers.vm.wish import Wish
+
+FILES = (
+    "exit-code", "console.log", "junit.xml", "dmesg.txt", "kernel.txt", "outcome.json",
+    "result.json", "result.ktap", "results.yaml",
+)  # fmt: skip
+
+
+def require_qemu(arch: Arch) -> None:
+    """Raise :class:`Problem` if what emulates this architecture is not installed."""
+    if not shutil.which(arch.qemu):
+        raise Problem(f"{arch.qemu} is not there: apt install {arch.package}")
+
+
+def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
+    """Boot a kernel, run the suite, bring the results home and judge how the guest ended.
+
+    Raises :class:`Problem` where the guest could not be started.
+    """
+    require_qemu(kernel.arch)
+    base = make_ready(wish.userland, kernel.arch, source) / "base.cpio"
+    started = time.monotonic()
+    with source.cache.scratch() as scratch:
+        initrd, results, errors = scratch / "initrd", scratch / "results.tar", scratch / "qemu.err"
+        source.cache.room(256)
+        with initrd.open("wb") as stream:
+            for part in (base, kernel.modules):
+                if part:
+                    with part.open("rb") as handle:
+                        shutil.copyfileobj(handle, stream, 1 << 20)
+            write_suite(wish, kernel, stream, byte_code(wish.userland, source))
+        prepare(out)
+        results.touch()
+        accel = choose_accel(kernel, wish, source)
+        with (
+            Console(out / "console.log", sys.stdout.buffer, started) as console,
+            Guest(qemu_command(kernel, wish, initrd, results, accel), errors) as guest,
+        ):
+            late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
+            status = guest.process.wait() if not late else None
+        outcome = judge(kernel.label, console, late, wish, errors, status)
+        outcome.seconds = time.monotonic() - started
+        outcome.folder = out
+        collect(console, results, out)
+    return outcome
+
+
+def prepare(out: Path) -> None:
+    """Make the folder for results, empty of what an older run left. Raises :class:`Problem`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise Problem(
+            f"{out} cannot be written ({error.strerror}): give another folder with --out"
+        ) from error
+
+
+def collect(console: Console, results: Path, out: Path) -> None:
+    """Unpack what the guest sent; an archive cut off gives what it has."""
+    with (
+        contextlib.suppress(tarfile.TarError, OSError, EOFError, ValueError),
+        contextlib.ExitStack() as stack,
+    ):
+        if "inline" in console.said:
+            text = console.said["inline"].partition(" ")[2]
+            archive = stack.enter_context(tarfile.open(fileobj=io.BytesIO(base64.b64decode(text))))
+        else:
+            archive = stack.enter_context(tarfile.open(results))
+        for member in archive:
+            name = Path(member.name)
+            if member.isfile() and not name.is_absolute() and ".." not in name.parts:
+                target = out / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                data = archive.extractfile(member)
+                if data:
+                    target.write_bytes(data.read())

@@ -1,0 +1,152 @@
+"""A guest by virtme-ng, on the files of this host: for kernel developers who want their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.vm.apt import Source
+from helpers.vm.arches import ARCHES, HOST
+from helpers.vm.cache import LAYOUT
+from helpers.vm.console import Console
+from helpers.vm.images import arch_of, kernel_in_folder
+from helpers.vm.kernels import FLAVOURS, debian_name, is_name, unpack, word
+from helpers.vm.outcome import Outcome, judge
+from helpers.vm.problem import Problem
+from helpers.vm.qemu import Guest
+from helpers.vm.run import prepare
+from helpers.vm.suite import SWAP_SIZE, most
+from helpers.vm.userland import INSIDE
+from helpers.vm.wish import Wish, megabytes
+
+FILES = "/run/memlock-files"
+"""Where the guest mounts a disk: a folder of its own, for /var/tmp may hold the results."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """An image, and the folder where virtme-ng finds its modules."""
+
+    label: str
+    image: Path
+    release: str
+
+
+def _path() -> str:
+    """Where programs are looked for: beside this Python too; vng itself looks for virtme-run."""
+    return f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+
+
+def vng() -> str:
+    """Find virtme-ng. Raises :class:`Problem`."""
+    found = shutil.which("vng", path=_path())
+    if not found:
+        raise Problem(
+            "vng is not there: pipx install virtme-ng (1.42 or newer), tox run -e vm-virtme, "
+            "or leave --virtme out"
+        )
+    return found
+
+
+def tree(name: str, source: Source) -> Tree:
+    """Make a kernel of this host's architecture ready for virtme-ng, with all its modules.
+
+    Raises :class:`Problem`.
+    """
+    vng()
+    if not is_name(name):
+        return _tree_at(Path(name))
+    suite, flavour = debian_name(name)
+    if FLAVOURS[flavour][0] != HOST:
+        raise Problem(f"{name}: --virtme runs this host's programs, so it wants a {HOST} kernel")
+    kept = source.cache.root / f"trees-{LAYOUT}" / f"debian-{suite}-{flavour}"
+    with source.cache.lock():
+        if source.stale(kept, "."):
+            source.fresh.add(kept)
+            with source.cache.scratch() as scratch:
+                unpack(suite, flavour, source, scratch)
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.parent.mkdir(exist_ok=True)
+                (scratch / "root").rename(kept)
+    return dataclasses.replace(_tree_at(kept), label=kept.name)
+
+
+def _tree_at(path: Path) -> Tree:
+    if not path.exists():
+        raise Problem(
+            f"{path} does not exist: give a path to a kernel or a name such as debian:trixie"
+        )
+    image, modules, _ = kernel_in_folder(path) if path.is_dir() else (path, None, None)
+    arch, release = arch_of(image)
+    if arch.debian != HOST:
+        raise Problem(f"{image}: --virtme runs this host's programs, so it wants a {HOST} kernel")
+    if modules and not list(modules.rglob("9pnet_virtio.ko*")) and not _built_in(modules, "9p"):
+        raise Problem(
+            f"{image} has no 9p (CONFIG_9P_FS, CONFIG_NET_9P_VIRTIO): take a generic kernel, or "
+            "leave --virtme out"
+        )
+    return Tree(word(release or image.name), image.resolve(), release)
+
+
+def _built_in(modules: Path, name: str) -> bool:
+    builtin = modules / "modules.builtin"
+    return builtin.is_file() and f"/{name}.ko" in builtin.read_text()
+
+
+def run(kernel: Tree, wish: Wish, out: Path) -> Outcome:
+    """Boot a kernel on this host's files, run the suite and judge how the guest ended."""
+    started = time.monotonic()
+    out = out.resolve()
+    prepare(out)
+    settings: dict[str, object] = {
+        "VM_SWAP": wish.swap,
+        "VM_SWAP_SIZE": SWAP_SIZE,
+        "VM_DISK": wish.disk,
+        "VM_FILES": FILES,
+        "VM_HUGEPAGES": wish.hugepages,
+        "VM_INSIDE": INSIDE,
+        "VM_SUITE": wish.suite,
+        "VM_RESULTS": out,
+    }
+    lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
+    config = out / "virtme-config"
+    config.write_text("\n".join(lines) + "\nexport CI=1 PYTHONDONTWRITEBYTECODE=1\n")
+    # A script: what is named here travels on the kernel's command line, which is short.
+    script = out / "virtme-command"
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "memlock_guest"]
+    pytest += [*most(str(out), FILES), *wish.pytest]
+    script.write_text(
+        f"PYTHONPATH={shlex.quote(str(INSIDE))} "
+        f"exec sh {shlex.join([str(INSIDE / 'virtme'), str(config), *pytest])}\n"
+    )
+    with (
+        Console(out / "console.log", sys.stdout.buffer, started) as console,
+        Guest(command(kernel, wish, out, script), out / "virtme-errors", _path()) as guest,
+    ):
+        late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
+        status = guest.process.wait() if not late else None
+    outcome = judge(kernel.label, console, late, wish, out / "virtme-errors", status)
+    outcome.seconds = time.monotonic() - started
+    outcome.folder = out
+    return outcome
+
+
+def command(kernel: Tree, wish: Wish, out: Path, script: Path) -> list[str]:
+    """Write the line that starts virtme-ng."""
+    memory = megabytes(wish.memory or ARCHES[HOST].memory)
+    line = [vng(), "-v", "-r", str(kernel.image), "--user", "root", "--force-9p"]
+    if wish.accel != "kvm":
+        line.append("--disable-kvm")
+    line += ["--cpus", str(wish.cpus), "--memory", f"{memory}M", "--rwdir", str(out)]
+    if wish.numa:
+        line += ["--numa", f"{memory // 2}M,cpus=0", "--numa", f"{memory // 2}M"]
+    append = f"hugepages={wish.hugepages} {wish.append}" if wish.hugepages else wish.append
+    if append.strip():
+        line += ["--append", append.strip()]
+    return [*line, "--exec", f"sh {script}"]
