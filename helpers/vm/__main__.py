@@ -101,7 +101,8 @@ def main(arguments: Sequence[str]) -> int:
             say(f"{label} ({number} of {len(todo)}) ...")
             outcomes.append(job(results / (f"{label}-{twin + 1}" if twin else label)))
             report(outcomes[-1])
-    comparison(outcomes)
+    if len(outcomes) > 1:
+        comparison(outcomes)
     codes = [outcome.code for outcome in outcomes]
     return BROKEN if BROKEN in codes else next((code for code in codes if code), 0)
 

@@ -34,9 +34,13 @@ class Outcome:
 
 
 def judge(
-    label: str, console: Console, late: str, wish: Wish, errors: Path, status: int | None
+    label: str, console: Console, late: str, wish: Wish, errors: str, status: int | None
 ) -> Outcome:
-    """Tell a failing case (pytest's code) from a guest that broke (70)."""
+    """Tell a failing case (pytest's code) from a guest that broke (70).
+
+    ``late`` names the deadline that passed, if any; ``errors`` is what QEMU said, ``status`` its
+    exit code. Raises :class:`Problem` where there never was a guest.
+    """
     release = console.said.get("init", "?")
     outcome = Outcome(label, BROKEN, "", 0.0, release, console.marks, console.notes)
     if "error" in console.said:
@@ -52,7 +56,7 @@ def judge(
         return outcome
     outcome.tail = console.lines(20)
     panic = re.findall(rb"Kernel panic[^\n]*", console.tail)
-    said = errors.read_text(errors="replace").strip().splitlines() or [f"status {status}"]
+    said = errors.strip().splitlines() or [f"status {status}"]
     if panic:
         outcome.verdict = f"the guest panicked {where}: {panic[-1].decode(errors='replace')[:160]}"
     elif late == "init":

@@ -59,15 +59,18 @@ def qemu_command(kernel: Kernel, wish: Wish, initrd: Path, results: Path, accel:
 class Guest:
     """A running QEMU, or what starts one, that does not outlive this program."""
 
-    def __init__(self, command: Sequence[str], errors: Path, path: str | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], errors: Path | None = None, path: str | None = None
+    ) -> None:
+        """Start it; its errors go to a file, or to the console, and ``path`` is its PATH."""
         if shutil.which("setpriv"):  # dies with us even if we are killed
             command = ["setpriv", "--pdeathsig", "KILL", *command]
-        with errors.open("wb") as stream:
+        with contextlib.ExitStack() as stack:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=stream,
+                stderr=stack.enter_context(errors.open("wb")) if errors else subprocess.STDOUT,
                 start_new_session=True,
                 env=os.environ | {"PATH": path or os.environ.get("PATH", os.defpath)},
             )
@@ -92,7 +95,8 @@ class Guest:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while not until or until not in console.marks:
                 ahead = [(at, name) for name, at in deadlines.items() if name not in console.marks]
-                at, name = min(ahead, default=(console.marks.get("end", 0.0) + 20, "exit"))
+                last = (console.marks.get("end", 0.0) + 20, "exit")
+                at, name = min(ahead, key=lambda each: each[0], default=last)
                 left = console.started + at - time.monotonic()
                 if left <= 0:
                     return name

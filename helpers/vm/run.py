@@ -61,7 +61,9 @@ def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
         ):
             late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
             status = guest.process.wait() if not late else None
-        outcome = judge(kernel.label, console, late, wish, errors, status)
+        outcome = judge(
+            kernel.label, console, late, wish, errors.read_text(errors="replace"), status
+        )
         outcome.seconds = time.monotonic() - started
         outcome.folder = out
         collect(console, results, out)

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,22 @@ def run(kernel: Tree, wish: Wish, out: Path) -> Outcome:
     started = time.monotonic()
     out = out.resolve()
     prepare(out)
+    with (
+        tempfile.TemporaryDirectory(dir=out, prefix=".vm-") as scratch,
+        Console(out / "console.log", sys.stdout.buffer, started) as console,
+        Guest(command(kernel, wish, out, script(wish, out, Path(scratch))), path=_path()) as guest,
+    ):
+        late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
+        status = guest.process.wait() if not late else None
+    said = console.lines(1)
+    outcome = judge(kernel.label, console, late, wish, said[0] if said else "", status)
+    outcome.seconds = time.monotonic() - started
+    outcome.folder = out
+    return outcome
+
+
+def script(wish: Wish, out: Path, folder: Path) -> Path:
+    """Write what the guest shall run; a file, for the kernel's command line is short."""
     settings: dict[str, object] = {
         "VM_SWAP": wish.swap,
         "VM_SWAP_SIZE": SWAP_SIZE,
@@ -115,26 +132,16 @@ def run(kernel: Tree, wish: Wish, out: Path) -> Outcome:
         "VM_RESULTS": out,
     }
     lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
-    config = out / "virtme-config"
-    config.write_text("\n".join(lines) + "\nexport CI=1 PYTHONDONTWRITEBYTECODE=1\n")
-    # A script: what is named here travels on the kernel's command line, which is short.
-    script = out / "virtme-command"
+    lines.append(f"export CI=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={shlex.quote(str(INSIDE))}")
+    if not sys.stdout.isatty():  # the guest's console is a terminal, what reads it may not be
+        lines.append("export NO_COLOR=1")
+    config = folder / "config"
+    config.write_text("\n".join(lines) + "\n")
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "memlock_guest"]
     pytest += [*most(str(out), FILES), *wish.pytest]
-    script.write_text(
-        f"PYTHONPATH={shlex.quote(str(INSIDE))} "
-        f"exec sh {shlex.join([str(INSIDE / 'virtme'), str(config), *pytest])}\n"
-    )
-    with (
-        Console(out / "console.log", sys.stdout.buffer, started) as console,
-        Guest(command(kernel, wish, out, script), out / "virtme-errors", _path()) as guest,
-    ):
-        late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
-        status = guest.process.wait() if not late else None
-    outcome = judge(kernel.label, console, late, wish, out / "virtme-errors", status)
-    outcome.seconds = time.monotonic() - started
-    outcome.folder = out
-    return outcome
+    written = folder / "command"
+    written.write_text(f"exec sh {shlex.join([str(INSIDE / 'virtme'), str(config), *pytest])}\n")
+    return written
 
 
 def command(kernel: Tree, wish: Wish, out: Path, script: Path) -> list[str]:
