@@ -19,7 +19,7 @@ from helpers.vm.cpio import Cpio
 from helpers.vm.kernels import Kernel
 from helpers.vm.problem import Problem
 from helpers.vm.userland import compiler_root
-from helpers.vm.wish import Wish, megabytes
+from helpers.vm.wish import Wish, megabytes, parameters
 
 
 def qemu_command(kernel: Kernel, wish: Wish, initrd: Path, results: Path, accel: str) -> list[str]:
@@ -45,14 +45,12 @@ def qemu_command(kernel: Kernel, wish: Wish, initrd: Path, results: Path, accel:
                 f"node,nodeid={node},memdev=ram{node}{which}",
             ]
     append = f"console={arch.console} quiet rdinit=/init panic=-1 {arch.append}"
-    if wish.hugepages:
-        append += f" hugepages={wish.hugepages}"
     return [
         *command,
         "-display", "none", "-no-reboot", "-nodefaults", "-serial", "stdio",
         *(part.format(results=results) for part in arch.extra),
         "-kernel", str(kernel.unpacked or kernel.image), "-initrd", str(initrd),
-        "-append", f"{append} {wish.append}".strip(),
+        "-append", f"{append} {parameters(wish)}",
     ]  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def write_suite(wish: Wish, kernel: Kernel, target: IO[bytes], code: ByteCode | 
         "VM_SWAP_SIZE": SWAP_SIZE,
         "VM_DISK": wish.disk,
         "VM_FILES": "/var/tmp",
-        "VM_HUGEPAGES": wish.hugepages,
+        "VM_HUGEPAGES": "" if wish.hugepages is None else wish.hugepages,
         "VM_PORT": kernel.arch.results,
         "VM_AS": wish.user,
         "VM_TTY": "1" if colour else "",

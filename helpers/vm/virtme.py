@@ -24,7 +24,7 @@ from helpers.vm.qemu import Guest
 from helpers.vm.run import prepare
 from helpers.vm.suite import SWAP_SIZE, most
 from helpers.vm.userland import INSIDE
-from helpers.vm.wish import Wish, megabytes
+from helpers.vm.wish import Wish, megabytes, parameters
 
 FILES = "/run/memlock-files"
 """Where the guest mounts a disk: a folder of its own, for /var/tmp may hold the results."""
@@ -126,7 +126,7 @@ def script(wish: Wish, out: Path, folder: Path) -> Path:
         "VM_SWAP_SIZE": SWAP_SIZE,
         "VM_DISK": wish.disk,
         "VM_FILES": FILES,
-        "VM_HUGEPAGES": wish.hugepages,
+        "VM_HUGEPAGES": "" if wish.hugepages is None else wish.hugepages,
         "VM_INSIDE": INSIDE,
         "VM_SUITE": wish.suite,
         "VM_RESULTS": out,
@@ -153,7 +153,4 @@ def command(kernel: Tree, wish: Wish, out: Path, script: Path) -> list[str]:
     line += ["--cpus", str(wish.cpus), "--memory", f"{memory}M", "--rwdir", str(out)]
     if wish.numa:
         line += ["--numa", f"{memory // 2}M,cpus=0", "--numa", f"{memory // 2}M"]
-    append = f"hugepages={wish.hugepages} {wish.append}" if wish.hugepages else wish.append
-    if append.strip():
-        line += ["--append", append.strip()]
-    return [*line, "--exec", f"sh {script}"]
+    return [*line, "--append", parameters(wish), "--exec", f"sh {script}"]

@@ -23,7 +23,7 @@ class Wish:
     disk: int = 256
     cpus: int = 1
     numa: bool = False
-    hugepages: int = 0
+    hugepages: int | None = None
     append: str = ""
     memory: str | None = None
     timeout: float = 1800
@@ -31,6 +31,17 @@ class Wish:
     user: str = ""
     drop: tuple[int, ...] = ()
     accel: str = "auto"
+
+
+OFFERED = "secretmem.enable=y proc_mem.force_override=always"
+"""What kernels can do and some do only if asked: memfd_secret (5.14 to 6.4), writing read-only
+memory by /proc/PID/mem (CONFIG_PROC_MEM_*, 6.12 on). Others pass over it."""
+
+
+def parameters(wish: Wish) -> str:
+    """Kernel parameters of every guest, however it is booted; the caller's come last, and win."""
+    pages = "" if wish.hugepages is None else f"hugepages={wish.hugepages}"
+    return " ".join(filter(None, (OFFERED, pages, wish.append)))
 
 
 def megabytes(size: str) -> int:
