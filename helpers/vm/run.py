@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import io
 import shutil
 import sys
 import tarfile
 import time
+import zlib
 from pathlib import Path
 
 from helpers.vm.apt import Source
@@ -16,7 +18,7 @@ from helpers.vm.arches import Arch
 from helpers.vm.bytecode import byte_code
 from helpers.vm.console import Console
 from helpers.vm.kernels import Kernel
-from helpers.vm.outcome import Outcome, judge
+from helpers.vm.outcome import BROKEN, Outcome, judge
 from helpers.vm.problem import Problem
 from helpers.vm.qemu import Guest, choose_accel, qemu_command
 from helpers.vm.suite import write_suite
@@ -66,7 +68,9 @@ def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
         )
         outcome.seconds = time.monotonic() - started
         outcome.folder = out
-        collect(console, results, out)
+        if not collect(console, results, out) and outcome.code != BROKEN:
+            outcome.verdict += ", but its results were cut off on their way out of the guest"
+            outcome.code = BROKEN
     return outcome
 
 
@@ -82,22 +86,22 @@ def prepare(out: Path) -> None:
         ) from error
 
 
-def collect(console: Console, results: Path, out: Path) -> None:
-    """Unpack what the guest sent; an archive cut off gives what it has."""
-    with (
-        contextlib.suppress(tarfile.TarError, OSError, EOFError, ValueError),
-        contextlib.ExitStack() as stack,
-    ):
-        if "inline" in console.said:
-            text = console.said["inline"].partition(" ")[2]
-            archive = stack.enter_context(tarfile.open(fileobj=io.BytesIO(base64.b64decode(text))))
-        else:
-            archive = stack.enter_context(tarfile.open(results))
-        for member in archive:
-            name = Path(member.name)
-            if member.isfile() and not name.is_absolute() and ".." not in name.parts:
-                target = out / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                data = archive.extractfile(member)
-                if data:
-                    target.write_bytes(data.read())
+def collect(console: Console, results: Path, out: Path) -> bool:
+    """Unpack what the guest sent; say if all of it came. A piece is better than nothing."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if "inline" in console.said:
+                data = base64.b64decode(console.said["inline"].partition(" ")[2])
+                archive = stack.enter_context(tarfile.open(fileobj=io.BytesIO(data)))
+            else:
+                archive = stack.enter_context(tarfile.open(results))
+            for member in archive:
+                name = Path(member.name)
+                if member.isfile() and not name.is_absolute() and ".." not in name.parts:
+                    (out / name.parent).mkdir(parents=True, exist_ok=True)
+                    content = archive.extractfile(member)
+                    if content:
+                        (out / name).write_bytes(content.read())
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, ValueError, zlib.error):
+            return False
+    return True

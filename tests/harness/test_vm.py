@@ -271,6 +271,7 @@ BROKEN = {
     "no init": ("echo '[ 1.0] Linux'; exec sleep 999", "never reached its /init within 1 s"),
     "no console": ("exec sleep 999", "nothing on its console"),
     "gone": ("mark init 6.9; mark pytest", "the guest was gone while pytest ran without a word"),
+    "cut off": ("mark init 6.9; mark pytest; mark end 0; echo tar >$R", "results were cut off"),
     "killed": ("mark init 6.9; mark pytest; mark end 137", "pytest was killed by SIGKILL"),
 }  # fmt: skip
 
