@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -170,10 +170,11 @@ class Nspawn:
             environment = {"SYSTEMD_SECCOMP": "0", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"}
         elif "CAP_IPC_LOCK" in setting.capabilities:
             options.append("--capability=CAP_IPC_LOCK")
-        with removed_folders(Path("/run/systemd/nspawn")):
+        name = f"memlock-{os.getpid()}"
+        with removed_folders(name):
             return called(
                 ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--as-pid2",
-                 "--private-network", f"--directory={box.root}", f"--bind-ro={ROOT}:/suite",
+                 "--private-network", f"--machine={name}", f"--directory={box.root}", f"--bind-ro={ROOT}:/suite",
                  "--chdir=/suite", f"--rlimit=MEMLOCK={setting.memlock}", *options,
                  *as_user(setting), *command],
                 environment,
@@ -254,13 +255,18 @@ def removed_cgroups():
 
 
 @contextlib.contextmanager
-def removed_folders(folder: Path):
-    before = folder.exists()
+def removed_folders(machine: str):
+    """What systemd-nspawn leaves of a machine in /run (where that is no tmpfs) goes again."""
+    top = Path("/run/systemd/nspawn")
+    before = set(top.glob("*")) | {top} if top.exists() else set()
     try:
         yield
     finally:
-        if not before:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in top.glob(f"*/*{machine}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in [*(set(top.glob("*")) - before), *({top} - before)]:
+            with contextlib.suppress(OSError):  # another machine is in it, or was never made
+                folder.rmdir()
 
 
 # What is asked for first by the cases chosen, of what depends on rights alone.
@@ -281,45 +287,60 @@ NSPAWN = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
-@pytest.mark.parametrize("kind", [Podman, Nspawn, Bubblewrap], ids=lambda k: k.binary)
-def test_run_in_a_container(kind, setting, tmp_path):
-    """Nothing fails, what the setting allows is verified, and what it does not allow has a reason
-    that names the container's own option; nothing is left behind."""
+def not_verified(kind, setting: Setting, path: Path) -> dict[str, str]:
+    """Run in a container, where nothing may fail: requirement → reason, of what is missing."""
     if not shutil.which(kind.binary):
         pytest.skip(f"needs {kind.binary}: not installed; apt install podman bubblewrap")
     lacking = {name for name in privilege.CAPABILITIES if not privilege.has(name)}
     if lacking > {"CAP_SYS_RESOURCE"}:
         pytest.skip(f"needs {', '.join(lacking)} to give to a container; run as root")
-    before = traces()
-    box = Box(tmp_path / "box")
+    before = traces(path)
+    box = Box(path)
     runtime = kind(box)
     done = runtime.start(setting, *box.command())
     if done.returncode and (tried := runtime.start(setting, "true")).returncode:
         pytest.skip(f"needs {kind.binary}: it does not run here: {tried.stderr.strip()[-300:]}")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert traces(path) <= before, "the machine is as it was found"
     rows = box.result()
     assert {row["verdict"] for row in rows} <= {"verified", "deviates", "not verified"}
-    missing = {}
+    missing: dict[str, str] = {}
     for row in rows:
         if row["verdict"] == "not verified":
             name = re.fullmatch(r"needs ([\w-]+)\S*: .*", row["detail"])[1]
             missing.setdefault(name, row["detail"])
+    return missing
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+@pytest.mark.parametrize("kind", [Podman, Nspawn, Bubblewrap], ids=lambda k: k.binary)
+def test_run_in_a_container(kind, setting, tmp_path):
+    """Nothing fails, what the setting allows is verified, and what it does not allow has a reason
+    that names the container's own option; nothing is left behind."""
+    missing = not_verified(kind, setting, tmp_path / "box")
     expected = (NSPAWN if kind is Nspawn else MISSING)[setting.name]
     assert set(missing) & RIGHTS == expected, missing
     if kind.engine:
         for name in expected - ({"cgroup", "root-user"} if kind is Nspawn else set()):
             assert f"; {kind.engine}: --" in missing[name], "the container's own option"
-    assert traces() <= before, "the machine is as it was found"
 
 
-def traces() -> set[str]:
-    """What container runtimes and swap areas may leave on a machine."""
-    found = {str(path) for path in Path("/dev/shm").glob("libpod*")}
-    found |= {str(path) for path in Path("/sys/fs/cgroup").glob("**/*libpod*")}
-    found |= {str(path) for path in Path("/run/systemd").glob("nspawn*")}
+def test_advice_given_in_a_container_works(tmp_path):
+    """A container that is given what a default one was advised to add lacks it no more."""
+    (setting,) = (s for s in SETTINGS if s.name == "default")
+    missing = not_verified(Podman, setting, tmp_path / "before")
+    advised = {f"CAP_{c}" for c in re.findall(r"--cap-add (\w+)", " ".join(missing.values()))}
+    assert advised == {"CAP_IPC_LOCK", "CAP_SYS_ADMIN"}
+    again = replace(setting, capabilities=(*setting.capabilities, *sorted(advised)))
+    assert set(not_verified(Podman, again, tmp_path / "after")) & RIGHTS == {"cgroup"}
+
+
+def traces(path: Path) -> set[str]:
+    """What container runtimes may leave on a machine; mounts only of this test's folder."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return found | {line.split()[4] for line in mounts}
+    found = {line.split()[4] for line in mounts if str(path) in line or "/podman-" in line}
+    found |= {str(folder) for folder in Path("/sys/fs/cgroup").glob("**/libpod_parent")}
+    return found | {name for name in ("/run/systemd/nspawn",) if Path(name).exists()}
 
 
 @pytest.mark.parametrize(
