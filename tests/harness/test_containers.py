@@ -175,7 +175,8 @@ class Nspawn:
             return called(
                 ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--as-pid2",
                  "--private-network", f"--machine={name}", f"--directory={box.root}",
-                 f"--bind-ro={ROOT}:/suite", "--chdir=/suite", f"--rlimit=MEMLOCK={setting.memlock}",
+                 f"--bind-ro={ROOT}:/suite", "--chdir=/suite",
+                 f"--rlimit=MEMLOCK={setting.memlock}",
                  *options, *as_user(setting), *command],
                 environment,
             )  # fmt: skip
