@@ -11,7 +11,7 @@ from pathlib import Path
 from helpers import privilege
 
 _PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h
-_DISK = "-v DIR:/data with DIR on ext4, xfs or btrfs, and --file-dir /data"
+_DISK = "-v DIR:/data with DIR on ext4, xfs or btrfs, and --file-dir=/data"
 _SECCOMP = "--security-opt seccomp=unconfined"
 
 # Requirement → options of `podman run` and `docker run`. {bytes}: a limit that is enough;
@@ -44,7 +44,7 @@ _NSPAWN = {
     "lock-calls": "--system-call-filter=@memlock",
     "limit": "--rlimit=MEMLOCK={bytes}",
     "limit-infinite": "--rlimit=MEMLOCK=infinity",
-    "disk-file": "--bind=DIR:/data with DIR on ext4, xfs or btrfs, and --file-dir /data",
+    "disk-file": "--bind=DIR:/data with DIR on ext4, xfs or btrfs, and --file-dir=/data",
     "hugetlb": "on the host: {native}",
 }
 

@@ -52,7 +52,7 @@ def test_test_hands_its_results_to_tmt():
     """Custom results are written where tmt looks for them."""
     test = parsed(FLEET / "suite.fmf")
     assert test["result"] == "custom"
-    assert '--report "$TMT_TEST_DATA"' in test["test"]
+    assert '--report="$TMT_TEST_DATA"' in test["test"]
 
 
 def test_tmt_accepts_its_metadata(tmp_path):
