@@ -39,7 +39,7 @@ class Unavailable(Exception):
         self.reason, self.detail, self.remedy = reason, detail, remedy
 
 
-ROOT = "run as root (in a container: --privileged)"
+ROOT = "run as root"
 
 
 def _lock_calls() -> None:
@@ -58,8 +58,7 @@ def _lock_calls() -> None:
             raise Unavailable(
                 "the mlock family is answered by a seccomp filter",
                 f"{name}{args}: {seen}",
-                "allow mlock, mlock2, munlock, mlockall, munlockall in the seccomp profile "
-                "(podman, docker: --security-opt seccomp=unconfined)",
+                "allow mlock, mlock2, munlock, mlockall, munlockall in the seccomp profile",
             )
 
 
@@ -127,8 +126,7 @@ def _user_namespace() -> None:
     except OSError as error:
         raise Unavailable(
             "a user namespace cannot be made", str(error),
-            "sysctl user.max_user_namespaces > 0, no chroot, no seccomp filter on unshare(2) "
-            "(podman, docker: --privileged)",
+            "sysctl user.max_user_namespaces > 0, no chroot, no seccomp filter on unshare(2)",
         ) from None  # fmt: skip
 
 
@@ -163,8 +161,7 @@ def _missing_call(name: str, error: OSError, since: str) -> Unavailable:
     if error.errno in {errno.ENOSYS, errno.EPERM} and status.fields().get("Seccomp") == "2":
         return Unavailable(
             f"{name} is not available", f"{error} (under a seccomp filter)",
-            f"a kernel from {since} on, and a seccomp profile that lets {name} through "
-            "(podman, docker: --privileged)",
+            f"a kernel from {since} on, and a seccomp profile that lets {name} through",
         )  # fmt: skip
     return Unavailable(f"{name} is not available", str(error), f"a kernel from {since} on")
 
@@ -283,7 +280,7 @@ def _io_uring() -> None:
         raise Unavailable(
             "io_uring is not available", str(error),
             "sysctl kernel.io_uring_disabled=0, and a seccomp profile that lets io_uring_setup "
-            "through (podman, docker: --privileged)",
+            "through",
         ) from None  # fmt: skip
 
 

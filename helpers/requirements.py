@@ -19,13 +19,15 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from helpers import privilege
+from helpers import container, privilege
 from helpers.facilities import PROBES, Facility
 from helpers.libc import PAGE
 
 PRESSURE = ("cgroup", "swap", "swap-area", "allow-sysctl")
+SLACK = 1024
+"""Bytes that a limit is advised above what a case locks: what is locked already."""
 AMOUNTS = ("lock", "limit", "budget")
 PLAIN = ("lock-all", "limit-infinite", "root-user")
 
@@ -92,11 +94,7 @@ def _capability(name: str) -> Missing | None:
     if privilege.has(name):
         return None
     inside = "" if privilege.in_initial_user_namespace() else "it counts only in a user namespace"
-    short = name.removeprefix("CAP_")
-    return Missing(
-        name, "capability not effective", inside,
-        f"run as root with it (podman, docker: --cap-add {short})",
-    )  # fmt: skip
+    return Missing(name, "capability not effective", inside, "run as root with it")
 
 
 def _kilobytes(size: int) -> str:
@@ -109,8 +107,7 @@ def _lock(name: str, size: int) -> Missing | None:
     soft = _kilobytes(privilege.memlock_limit()[0])
     return Missing(
         name, "may not lock that much", f"RLIMIT_MEMLOCK is {soft}, CAP_IPC_LOCK not effective",
-        f"ulimit -l {size // 1024 + 1} or more (podman, docker: --ulimit memlock={size + 1024} "
-        "or --cap-add IPC_LOCK)",
+        f"ulimit -l {size // 1024 + 1} or more, or CAP_IPC_LOCK",
     )  # fmt: skip
 
 
@@ -123,14 +120,24 @@ def _limit(name: str, size: int) -> Missing | None:
     much = "unlimited" if size == privilege.INFINITE else f"{size // 1024} or more"
     return Missing(
         name, "the hard RLIMIT_MEMLOCK is too low for the case", _kilobytes(hard),
-        f"ulimit -H -l {much} (podman, docker: --ulimit memlock={size})",
+        f"ulimit -H -l {much}",
     )  # fmt: skip
 
 
 def missing(requirement: str, survey: Mapping[str, Facility], budget: int) -> Missing | None:
-    """Why the requirement is not met here, or None. ``budget`` is in bytes."""
+    """Why the requirement is not met here, or None. ``budget`` is in bytes.
+
+    Inside a container the remedy is the container's option, where it has one.
+    """
     name, _, amount = requirement.partition(":")
     size = int(amount or 0) * PAGE
+    found = _missing(requirement, name, size, survey, budget)
+    return found and replace(found, remedy=container.remedy(found.name, found.remedy, size + SLACK))
+
+
+def _missing(
+    requirement: str, name: str, size: int, survey: Mapping[str, Facility], budget: int
+) -> Missing | None:
     if name in privilege.CAPABILITIES:
         return _capability(name)
     if name == "lock":
@@ -141,7 +148,7 @@ def missing(requirement: str, survey: Mapping[str, Facility], budget: int) -> Mi
             return _facility("lock-calls", survey)
         return Missing(
             name, "may not lock the whole address space", "",
-            "CAP_IPC_LOCK or ulimit -l unlimited (podman, docker: --cap-add IPC_LOCK)",
+            "CAP_IPC_LOCK or ulimit -l unlimited",
         )  # fmt: skip
     if name == "limit":
         return _facility("lock-calls", survey) or _limit(requirement, size)

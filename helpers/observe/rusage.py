@@ -8,6 +8,8 @@ two readings of the counters nothing runs but one C loop.
 from __future__ import annotations
 
 import ctypes
+import os
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +63,7 @@ def settle(call: Callable[..., object] = _memset, *args: object) -> None:
 
     Raises RuntimeError if it never does: a count would then mean nothing.
     """
-    _no_hinting_faults()
+    _no_faults_of_the_scheduler()
     used = args or (ctypes.addressof(_before), 0, 0)
     clean = 0
     for _ in range(_TRIES):
@@ -74,7 +76,16 @@ def settle(call: Callable[..., object] = _memset, *args: object) -> None:
 _MPOL_PREFERRED = 1
 
 
-def _no_hinting_faults() -> None:
+def _no_faults_of_the_scheduler() -> None:
+    # After a switch or a move the kernel writes the CPU's number into the restartable sequence
+    # that glibc (2.35) registers, in a page of this thread that is copy-on-write after fork:
+    # a fault in the middle of anything. Have it written now, by a switch and by a move.
+    time.sleep(1e-6)
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) > 1:
+        for cpu in sorted(allowed)[:2]:
+            os.sched_setaffinity(0, {cpu})
+        os.sched_setaffinity(0, allowed)
     # NUMA hinting faults count as minor faults; a task policy without
     # MPOL_F_NUMA_BALANCING keeps them off (vma_policy_mof() in mm/mempolicy.c).
     mask = (ctypes.c_ulong * 16)(1)
@@ -124,7 +135,7 @@ def _alone(function: str, warm: tuple[int, ...], args: tuple[int, ...]) -> Fault
             _after.longs[_MAJFLT] - _before.longs[_MAJFLT],
         )
 
-    _no_hinting_faults()
+    _no_faults_of_the_scheduler()
     clean = 0
     for _ in range(_TRIES):
         clean = clean + 1 if measure(warm) == Faults(0, 0) else 0

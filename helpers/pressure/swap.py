@@ -202,6 +202,10 @@ def _as_zram(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     if not control.exists():
         stack.enter_context(run.recorded("module", name="zram"))
         subprocess.run(["modprobe", "zram", "num_devices=0"], check=False, capture_output=True)
+    # Reading hot_add makes a device, on a read-only /sys too (a container's): only what can be
+    # removed again is made.
+    if not os.access(control.with_name("hot_remove"), os.W_OK):
+        raise OSError(errno.EROFS, "/sys/class/zram-control/hot_remove cannot be written")
     name = f"zram{control.read_text().strip()}"
     label = run.name[-16:]
     stack.enter_context(run.recorded("zram", name=name, label=label))

@@ -136,6 +136,31 @@ def test_required_requirement_fails_when_missing(powerless, names, workers):
     assert "1 error" in done.stdout or "1 failed" in done.stdout
 
 
+FILTERED = """
+def pytest_configure():
+    from helpers import facilities
+
+    def blocked():
+        raise facilities.Unavailable("answered by a filter")
+
+    facilities.PROBES["lock-calls"] = blocked
+"""
+
+
+def test_filter_behind_a_requirement_is_named(suite):
+    """lock:N where a seccomp filter answers the calls: a skip that says so, or, required by
+    either name, a failure."""
+    (suite.path / "filtered.py").write_text(FILTERED)
+    suite.case(NEEDY)
+    done = suite.run("-p", "filtered")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "needs lock-calls: answered by a filter" in done.stdout
+    for name in ("lock", "lock-calls"):
+        done = suite.run("-p", "filtered", "--require", name)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert f"--require {name}: needs lock-calls" in done.stdout
+
+
 def test_other_requirement_does_not_fail(powerless):
     """--require of something else leaves the skip a skip."""
     assert powerless.run("--require", "pfn").returncode == 0

@@ -1,10 +1,11 @@
 """The witnesses: parsers on golden text, bulk readers against one read a page."""
 
+import ctypes
 import os
 
 import pytest
 
-from helpers import kernel, libc, memory, privilege
+from helpers import chain, kernel, libc, memory, privilege, process
 from helpers.libc import PAGE
 from helpers.observe import maps, pagemap, rusage, status
 
@@ -180,3 +181,29 @@ def test_privileges_are_restored_to_what_they_were():
     with privilege.limited(min(limits[1], 2 * PAGE) if limits[1] >= 0 else 2 * PAGE):
         assert not privilege.has("CAP_IPC_LOCK")
     assert (privilege.capabilities(), privilege.memlock_limit()) == (sets, limits)
+
+
+def test_move_to_another_cpu_is_no_fault():
+    """A thread that the scheduler moves in the middle of a count faults no more for it, though a
+    fork left every page of it copy-on-write (restartable sequences, rseq(2))."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2 or not chain.available:
+        pytest.skip("needs two CPUs and makecontext(3)")
+    everywhere = cpu_set(allowed)
+    for cpu in sorted(allowed)[:2] * 8:  # the kernel may have written before: about every second
+        there = cpu_set({cpu})
+        with process.Child():
+            moved = rusage._alone(
+                "sched_setaffinity",
+                (0, ctypes.sizeof(everywhere), ctypes.addressof(everywhere)),
+                (0, ctypes.sizeof(there), ctypes.addressof(there)),
+            )
+        assert moved == rusage.Faults(0, 0), f"no fault of the move to CPU {cpu}"
+
+
+def cpu_set(cpus: set[int]) -> ctypes.Array[ctypes.c_ulong]:
+    """The cpu_set_t of these CPUs."""
+    words = [0] * 128
+    for cpu in cpus:
+        words[cpu // libc.WORD_BITS] |= 1 << cpu % libc.WORD_BITS
+    return (ctypes.c_ulong * len(words))(*words)
