@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import bare, iouring, libc, memory, privilege, process, vdso
+from helpers import bare, iouring, libc, memory, privilege, process, thp, uffd, vdso
 from helpers.libc import PAGE
 from helpers.observe import maps, mincore, pagemap, status, vmstat
 
@@ -386,6 +386,84 @@ def _forced_write() -> None:
             ) from None  # fmt: skip
 
 
+def _thp() -> None:
+    thp.allow()
+    try:
+        with thp.aligned() as region:
+            libc.write(region.addr, b"x")
+            if thp.is_huge(region):
+                return
+    except OSError as error:
+        raise Unavailable(
+            "no transparent huge pages", str(error), "a kernel with CONFIG_TRANSPARENT_HUGEPAGE=y"
+        ) from None
+    raise Unavailable(
+        "a touch of advised memory gives no huge page", "",
+        "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled; free memory",
+    )  # fmt: skip
+
+
+def _collapse() -> None:
+    thp.allow()
+    try:
+        with thp.aligned(advise=False) as region:
+            region.touch()
+            libc.madvise(region.addr, region.size, libc.MADV_COLLAPSE)
+    except OSError as error:
+        raise Unavailable(
+            "no MADV_COLLAPSE", str(error),
+            "a kernel from 6.1 on with CONFIG_TRANSPARENT_HUGEPAGE=y; free memory",
+        ) from None  # fmt: skip
+
+
+def _shmem_collapse() -> None:
+    thp.allow()
+    fd = thp.memfd()
+    try:
+        with thp.aligned(fd=fd, advise=False) as region:
+            region.touch()
+            libc.madvise(region.addr, region.size, libc.MADV_COLLAPSE)
+            if thp.is_huge(region):
+                return
+            raise Unavailable("shared memory is not collapsed to huge pages")
+    except OSError as error:
+        raise Unavailable(
+            "shared memory is not collapsed to huge pages", str(error),
+            "a kernel from 6.1 on; echo never (not deny) > "
+            "/sys/kernel/mm/transparent_hugepage/shmem_enabled",
+        ) from None  # fmt: skip
+    finally:
+        os.close(fd)
+
+
+def _split_huge_pages() -> None:
+    thp.allow()
+    try:
+        with thp.aligned() as region:
+            libc.write(region.addr, b"x")
+            thp.split(region)
+            if not thp.mapped_kb(region):
+                return
+    except OSError as error:
+        raise Unavailable(
+            "huge pages cannot be split by hand", str(error),
+            f"{ROOT}; a kernel from 5.13 on with CONFIG_DEBUG_FS=y",
+        ) from None  # fmt: skip
+    raise Unavailable("huge pages cannot be split by hand", "", "a kernel from 5.13 on")
+
+
+def _userfaultfd() -> None:
+    try:
+        with uffd.open_fd() as fd, memory.mapping("private", 1) as page:
+            uffd.register(fd, page)
+    except OSError as error:
+        raise Unavailable(
+            "no userfaultfd for faults in the kernel", str(error),
+            "run as root with CAP_SYS_PTRACE, or sysctl vm.unprivileged_userfaultfd=1 (a kernel "
+            "with CONFIG_USERFAULTFD=y; podman, docker: --privileged)",
+        ) from None  # fmt: skip
+
+
 PROBES: dict[str, Callable[[], None]] = {
     "lock-calls": _lock_calls,
     "smaps-flags": _smaps_flags,
@@ -416,6 +494,11 @@ PROBES: dict[str, Callable[[], None]] = {
     "mglru": _mglru,
     "forced-write": _forced_write,
     "vfork": _vfork,
+    "thp": _thp,
+    "collapse": _collapse,
+    "shmem-collapse": _shmem_collapse,
+    "split-huge-pages": _split_huge_pages,
+    "userfaultfd": _userfaultfd,
 }
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""
 
