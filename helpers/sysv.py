@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import evidence, libc
@@ -15,35 +17,59 @@ LOCKED = 0o2000
 """SHM_LOCKED in shm_perm.mode (include/linux/shm.h)."""
 
 
-@contextmanager
-def segment(pages: int, flags: int = 0, size: int | None = None) -> Iterator[int]:
-    """Id of a new segment for the block; removed after it (gone with the last detach).
+@dataclass(frozen=True)
+class Segment:
+    """A segment by its id, and where it is attached here."""
 
-    ``pages`` pages, or ``size`` bytes when given. Raises OSError as shmget(2) does.
+    id: int
+    region: Region
+
+
+def make(pages: int, flags: int = 0, size: int | None = None) -> Segment:
+    """A new segment of ``pages`` pages, or ``size`` bytes: attached, and removed already.
+
+    So it goes with its last detach, at the latest with the processes that have it attached;
+    until then shmctl(2) and shmat(2) take its id as before. OSError as the kernel says.
     """
     length = pages * PAGE if size is None else size
     number = libc.shmget(libc.IPC_PRIVATE, length, libc.IPC_CREAT | 0o600 | flags)
     try:
-        yield number
+        return attach(number, pages)
     finally:
-        if libc.outcome(libc.shmctl, number, libc.IPC_RMID, None) == "EPERM":
-            raise RuntimeError(f"segment {number} is no longer ours to remove")
+        libc.shmctl(number, libc.IPC_RMID, None)
+
+
+def attach(number: int, pages: int) -> Segment:
+    """The segment attached once more (or in another process)."""
+    return Segment(number, Region(libc.shmat(number, None, 0), pages * PAGE, "SysV"))
+
+
+def detach(segment: Segment) -> None:
+    """shmdt(2)."""
+    libc.shmdt(segment.region.addr)
 
 
 @contextmanager
-def attached(number: int, pages: int) -> Iterator[Region]:
-    """The segment attached for the block."""
-    addr = libc.shmat(number, None, 0)
+def segment(pages: int, flags: int = 0, size: int | None = None) -> Iterator[Segment]:
+    """:func:`make`, detached at the end of the block."""
+    made = make(pages, flags, size)
     try:
-        with evidence.watching(addr, pages * PAGE, f"segment {number}"):
-            yield Region(addr, pages * PAGE, "SysV")
+        with evidence.watching(made.region.addr, made.region.size, f"segment {made.id}"):
+            yield made
     finally:
-        libc.shmdt(addr)
+        detach(made)
 
 
-def remove(number: int) -> None:
-    """IPC_RMID."""
-    libc.shmctl(number, libc.IPC_RMID, None)
+def give(number: int, uid: int) -> None:
+    """IPC_SET: make a user the owner; the creator stays who it was. OSError as shmctl(2)."""
+    # struct shmid_ds begins with struct ipc_perm: key, uid, gid, cuid, cgid, mode.
+    stat = ctypes.create_string_buffer(256)
+    libc.shmctl(number, _IPC_STAT, ctypes.addressof(stat))
+    ctypes.c_uint32.from_buffer(stat, 4).value = uid
+    libc.shmctl(number, _IPC_SET, ctypes.addressof(stat))
+
+
+_IPC_SET, _IPC_STAT = 1, 2
 
 
 def lock(number: int) -> None:
