@@ -464,6 +464,46 @@ def _userfaultfd() -> None:
         ) from None  # fmt: skip
 
 
+def _uffd_user_mode() -> None:
+    try:
+        with uffd.open_fd(flags=uffd.USER_MODE_ONLY):
+            pass
+    except OSError as error:
+        raise _missing_call("userfaultfd with UFFD_USER_MODE_ONLY", error, "5.11") from None
+
+
+def _uffd_move() -> None:
+    _userfaultfd()
+    try:
+        with uffd.open_fd(uffd.FEATURE_MOVE):
+            pass
+    except OSError as error:
+        raise Unavailable("no UFFDIO_MOVE", str(error), "a kernel from 6.8 on") from None
+
+
+def _uffd_minor() -> None:
+    _userfaultfd()
+    try:
+        with uffd.open_fd(uffd.FEATURE_MINOR_SHMEM):
+            pass
+    except OSError as error:
+        raise Unavailable(
+            "userfaultfd reports no minor faults", str(error),
+            "a kernel from 5.14 on, 64 bit (x86_64, aarch64)",
+        ) from None  # fmt: skip
+
+
+def _uffd_protect() -> None:
+    _userfaultfd()
+    with uffd.open_fd() as fd, memory.mapping("private", 1) as page:
+        try:
+            uffd.register(fd, page, uffd.WP)
+        except OSError as error:
+            raise Unavailable(
+                "userfaultfd reports no writes", str(error), "x86_64 (aarch64 from 6.10 on)"
+            ) from None
+
+
 PROBES: dict[str, Callable[[], None]] = {
     "lock-calls": _lock_calls,
     "smaps-flags": _smaps_flags,
@@ -498,6 +538,10 @@ PROBES: dict[str, Callable[[], None]] = {
     "collapse": _collapse,
     "shmem-collapse": _shmem_collapse,
     "split-huge-pages": _split_huge_pages,
+    "uffd-minor": _uffd_minor,
+    "uffd-move": _uffd_move,
+    "uffd-protect": _uffd_protect,
+    "uffd-user-mode": _uffd_user_mode,
     "userfaultfd": _userfaultfd,
 }
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""

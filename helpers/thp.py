@@ -13,7 +13,7 @@ from pathlib import Path
 from helpers import evidence, libc, memory, mounts
 from helpers.libc import PAGE
 from helpers.memory import Region
-from helpers.observe import maps
+from helpers.observe import maps, rusage
 
 _FOLDER = Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -31,7 +31,12 @@ PAGES = SIZE // PAGE
 
 
 def allow() -> None:
-    """Let this process have huge pages (prctl(2) PR_SET_THP_DISABLE)."""
+    """Let this process have huge pages (prctl(2) PR_SET_THP_DISABLE).
+
+    And keep NUMA balancing off: smaps passes over a huge page that it has made inaccessible
+    (6.1, follow_trans_huge_pmd() in mm/huge_memory.c).
+    """
+    rusage.no_hinting_faults()
     libc.prctl(libc.PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
 

@@ -61,7 +61,7 @@ def settle(call: Callable[..., object] = _memset, *args: object) -> None:
 
     Raises RuntimeError if it never does: a count would then mean nothing.
     """
-    _no_hinting_faults()
+    no_hinting_faults()
     used = args or (ctypes.addressof(_before), 0, 0)
     clean = 0
     for _ in range(_TRIES):
@@ -74,7 +74,8 @@ def settle(call: Callable[..., object] = _memset, *args: object) -> None:
 _MPOL_PREFERRED = 1
 
 
-def _no_hinting_faults() -> None:
+def no_hinting_faults() -> None:
+    """Keep NUMA balancing from making this process's pages inaccessible, for good."""
     # NUMA hinting faults count as minor faults; a task policy without
     # MPOL_F_NUMA_BALANCING keeps them off (vma_policy_mof() in mm/mempolicy.c).
     mask = (ctypes.c_ulong * 16)(1)
@@ -124,7 +125,7 @@ def _alone(function: str, warm: tuple[int, ...], args: tuple[int, ...]) -> Fault
             _after.longs[_MAJFLT] - _before.longs[_MAJFLT],
         )
 
-    _no_hinting_faults()
+    no_hinting_faults()
     clean = 0
     for _ in range(_TRIES):
         clean = clean + 1 if measure(warm) == Faults(0, 0) else 0
