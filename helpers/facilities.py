@@ -10,12 +10,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import bare, iouring, libc, memory, privilege, process, thp, uffd, vdso
+from helpers import bare, iouring, libc, memory, perf, privilege, process, thp, uffd, vdso
 from helpers.libc import PAGE
 from helpers.observe import maps, mincore, pagemap, status, vmstat
 
@@ -452,6 +453,37 @@ def _split_huge_pages() -> None:
     raise Unavailable("huge pages cannot be split by hand", "", "a kernel from 5.13 on")
 
 
+def _perf() -> None:
+    try:
+        fd = perf.counter()
+        libc.mmap(0, 2 * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd)
+    except OSError as error:
+        raise Unavailable(
+            "no perf event with a ring", str(error),
+            "CAP_PERFMON, or sysctl kernel.perf_event_paranoid=2 (podman, docker: --privileged)",
+        ) from None  # fmt: skip
+
+
+def _packet_ring() -> None:
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
+    except OSError as error:
+        raise Unavailable(
+            "no packet socket",
+            str(error),
+            f"{ROOT}: CAP_NET_RAW; CONFIG_PACKET (modprobe af_packet)",
+        ) from None
+
+
+def _aio() -> None:
+    try:
+        libc.syscall("io_setup", 1, ctypes.c_ulong())
+    except OSError as error:
+        raise Unavailable(
+            "no asynchronous I/O", str(error), "a kernel with CONFIG_AIO=y; sysctl fs.aio-max-nr"
+        ) from None
+
+
 def _userfaultfd() -> None:
     try:
         with uffd.open_fd() as fd, memory.mapping("private", 1) as page:
@@ -534,6 +566,9 @@ PROBES: dict[str, Callable[[], None]] = {
     "mglru": _mglru,
     "forced-write": _forced_write,
     "vfork": _vfork,
+    "aio": _aio,
+    "packet-ring": _packet_ring,
+    "perf": _perf,
     "thp": _thp,
     "collapse": _collapse,
     "shmem-collapse": _shmem_collapse,

@@ -41,37 +41,44 @@ _ORDER = (
     "madvise", "msync", "mremap", "munmap", "mprotect", "brk",
     "remap_file_pages", "capget", "capset", "move_pages", "mbind", "set_mempolicy",
     "userfaultfd", "memfd_create", "perf_event_open", "migrate_pages",
+    "io_setup",
 )  # fmt: skip
 _GENERIC = (
     228, 229, 230, 231, 284, 232, 233, 227, 216, 215, 226, 214,
     234, 90, 91, 239, 235, 237, 282, 279,
     241, 238,
+    0,
 )  # fmt: skip
 _NUMBERS: dict[str, tuple[int, ...]] = {
     "x86_64": (
         149, 150, 151, 152, 325, 27, 28, 26, 25, 11, 10, 12,
         216, 125, 126, 279, 237, 238, 323, 319,
         298, 256,
+        206,
     ),
     "i386": (
         150, 151, 152, 153, 376, 218, 219, 144, 163, 91, 125, 45,
         257, 184, 185, 317, 274, 276, 374, 356,
         336, 294,
+        245,
     ),
     "arm": (
         150, 151, 152, 153, 390, 219, 220, 144, 163, 91, 125, 45,
         253, 184, 185, 344, 319, 321, 388, 385,
         364, 400,
+        243,
     ),
     "ppc64le": (
         150, 151, 152, 153, 378, 206, 205, 144, 163, 91, 125, 45,
         239, 183, 184, 301, 259, 261, 364, 360,
         319, 258,
+        227,
     ),
     "s390x": (
         150, 151, 152, 153, 374, 218, 219, 144, 163, 91, 125, 45,
         267, 184, 185, 310, 268, 270, 355, 350,
         331, 287,
+        243,
     ),
     "aarch64": _GENERIC,
     "riscv64": _GENERIC,
@@ -191,7 +198,9 @@ _syscall = _dll.syscall
 _syscall.restype = ctypes.c_long
 
 
-def syscall(name: str, *args: int | ctypes.Array[Any] | ctypes.Structure | None) -> int:
+def syscall(
+    name: str, *args: int | ctypes.Array[Any] | ctypes.Structure | ctypes.c_ulong | None
+) -> int:
     """Call the kernel by number: the result, or :class:`OSError`.
 
     Integers are passed as unsigned machine words (−1 is ULONG_MAX), arrays and

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from helpers import libc, lru, memory, uffd
+from helpers import kernel, libc, lru, memory, uffd
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import account, maps, pagemap, presence, rusage, status
@@ -17,6 +17,8 @@ pytestmark = [
 ]
 UFFD = pytest.mark.needs("userfaultfd")
 FLAGS = pytest.mark.needs("kpageflags")
+BEFORE_5_18 = kernel.version() < (5, 18, 0)
+"""Pages of shared memory are marked by mlock or reclaim, not by what fills them."""
 KINDS = pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 
 
@@ -105,7 +107,8 @@ def test_page_copied_into_a_locked_range_is_marked(kind):
         uffd.copy(fd, region.at(1), source.addr, 5 * PAGE)
         uffd.copy(fd, region.at(6), source.addr, 2 * PAGE)
         assert presence.mapped(region) == "01111111", "seven pages are there"
-        assert mlocked(region) == "01111100", "those of the locked range are mlocked"
+        if kind == "private" or not BEFORE_5_18:
+            assert mlocked(region) == "01111100", "those of the locked range are mlocked"
         assert status.vmlck_pages() == 6, "VmLck"
         assert maps.rollup_kb() == 5 * libc.PAGE_KB, "Locked"
         assert rusage.writing(region.at(1), 5 * PAGE).minor == 0, "no fault is left"
@@ -163,6 +166,8 @@ def test_write_protection_of_locked_pages_keeps_them():
 @pytest.mark.needs("uffd-minor")
 def test_page_of_the_cache_mapped_into_a_locked_range_is_marked():
     """UFFDIO_CONTINUE maps a page that the file has already into a locked range: mlocked."""
+    if BEFORE_5_18:
+        pytest.skip("needs 5.18: before, file faults leave the marking to reclaim")
     lru.pin()
     fd = memory.memfd(N * PAGE)
     with (
