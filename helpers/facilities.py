@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import bare, iouring, libc, memory, perf, privilege, process, thp, uffd, vdso
+from helpers import bare, iouring, libc, memory, numa, perf, privilege, process, thp, uffd, vdso
 from helpers.libc import PAGE
 from helpers.observe import maps, mincore, pagemap, status, vmstat
 
@@ -453,6 +453,55 @@ def _split_huge_pages() -> None:
     raise Unavailable("huge pages cannot be split by hand", "", "a kernel from 5.13 on")
 
 
+def _writable(path: str) -> None:
+    """A setting can be written: done with the value that it has."""
+    try:
+        text = Path(path).read_text().strip()
+        Path(path).write_text(text)
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be set", str(error.strerror), ROOT) from None
+
+
+def _hugetlb_pool() -> None:
+    _writable("/proc/sys/vm/nr_hugepages")
+
+
+def _ksm() -> None:
+    with memory.mapping("private", 1) as page:
+        try:
+            libc.madvise(page.addr, PAGE, libc.MADV_MERGEABLE)
+        except OSError as error:
+            raise Unavailable("no KSM", str(error), "a kernel with CONFIG_KSM=y") from None
+    _writable("/sys/kernel/mm/ksm/run")
+
+
+def _compaction() -> None:
+    _writable("/proc/sys/vm/compact_unevictable_allowed")
+    try:
+        os.close(os.open("/proc/sys/vm/compact_memory", os.O_WRONLY))
+    except OSError as error:
+        raise Unavailable("memory cannot be compacted", str(error.strerror), ROOT) from None
+
+
+def _two_nodes() -> None:
+    found = numa.nodes()
+    if len(found) < 2:
+        raise Unavailable(
+            "memory is on one node", f"nodes with memory: {found}",
+            "a machine with two NUMA nodes (vm.py --numa)",
+        )  # fmt: skip
+    with memory.mapping("private", 1) as page:
+        page.touch()
+        here = numa.where(page)[0]
+        there = next(node for node in found if node != here)
+        try:
+            moved = numa.move(page, there)
+        except OSError as error:
+            raise _missing_call("move_pages", error, "2.6.18") from None
+        if moved != [there]:
+            raise Unavailable("pages do not move between nodes", str(moved), "memory on both")
+
+
 def _perf() -> None:
     try:
         fd = perf.counter()
@@ -569,6 +618,10 @@ PROBES: dict[str, Callable[[], None]] = {
     "aio": _aio,
     "packet-ring": _packet_ring,
     "perf": _perf,
+    "compaction": _compaction,
+    "hugetlb-pool": _hugetlb_pool,
+    "ksm": _ksm,
+    "two-nodes": _two_nodes,
     "thp": _thp,
     "collapse": _collapse,
     "shmem-collapse": _shmem_collapse,
