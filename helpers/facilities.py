@@ -16,7 +16,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import bare, iouring, libc, memory, numa, perf, privilege, process, thp, uffd, vdso
+from helpers import (
+    bare,
+    iouring,
+    libc,
+    memory,
+    numa,
+    outside,
+    perf,
+    privilege,
+    process,
+    thp,
+    uffd,
+    vdso,
+)
 from helpers.libc import PAGE
 from helpers.observe import maps, mincore, pagemap, status, vmstat
 
@@ -502,6 +515,32 @@ def _two_nodes() -> None:
             raise Unavailable("pages do not move between nodes", str(moved), "memory on both")
 
 
+def _outside_memory() -> None:
+    with memory.mapping("private", 1) as page, process.Child() as child:
+        page.touch()
+        try:
+            outside.write(child.pid, page.addr, b"x")
+            outside.force(child.pid, page.addr, b"x")
+            with outside.traced(child.pid):
+                outside.peek(child.pid, page.addr)
+        except OSError as error:
+            raise Unavailable(
+                "a child's memory cannot be traced", str(error),
+                "no seccomp filter on ptrace(2) and process_vm_writev(2) (podman, docker: "
+                "--cap-add SYS_PTRACE); proc_mem.force_override=always",
+            ) from None  # fmt: skip
+
+
+def _clear_refs() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("1")
+    except OSError as error:
+        raise Unavailable(
+            "no /proc/PID/clear_refs", str(error.strerror),
+            "a kernel with CONFIG_PROC_PAGE_MONITOR=y",
+        ) from None  # fmt: skip
+
+
 def _perf() -> None:
     try:
         fd = perf.counter()
@@ -622,6 +661,8 @@ PROBES: dict[str, Callable[[], None]] = {
     "hugetlb-pool": _hugetlb_pool,
     "ksm": _ksm,
     "two-nodes": _two_nodes,
+    "clear-refs": _clear_refs,
+    "outside-memory": _outside_memory,
     "thp": _thp,
     "collapse": _collapse,
     "shmem-collapse": _shmem_collapse,
