@@ -479,12 +479,16 @@ def _hugetlb_pool() -> None:
     _writable("/proc/sys/vm/nr_hugepages")
 
 
-def _ksm() -> None:
+def _mergeable() -> None:
     with memory.mapping("private", 1) as page:
         try:
             libc.madvise(page.addr, PAGE, libc.MADV_MERGEABLE)
         except OSError as error:
             raise Unavailable("no KSM", str(error), "a kernel with CONFIG_KSM=y") from None
+
+
+def _ksm() -> None:
+    _mergeable()
     _writable("/sys/kernel/mm/ksm/run")
 
 
@@ -660,6 +664,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "compaction": _compaction,
     "hugetlb-pool": _hugetlb_pool,
     "ksm": _ksm,
+    "mergeable": _mergeable,
     "two-nodes": _two_nodes,
     "clear-refs": _clear_refs,
     "outside-memory": _outside_memory,

@@ -1,0 +1,181 @@
+"""Pages that move: a lock keeps a page in memory, not in its place."""
+
+import pytest
+
+from helpers import libc, lru, numa, thp
+from helpers.libc import PAGE
+from helpers.memory import mapping
+from helpers.observe import account, folios, pagemap, presence, rusage, status, vmstat
+from helpers.process import Child
+from helpers.report.verdicts import inconclusive
+
+N = 16
+KINDS = ["private", "shared", "memfd-private", "memfd-shared"]
+
+pytestmark = [
+    pytest.mark.needs("lock:32"),
+    pytest.mark.source("move_pages(2)", "mbind(2)", "unevictable-lru.rst MIGRATING MLOCKED PAGES"),
+]
+NODES = pytest.mark.needs("two-nodes", "kpageflags")
+COMPACTION = pytest.mark.needs("compaction", "allow-sysctl", "kpageflags")
+SYSCTL = "/proc/sys/vm/compact_unevictable_allowed"
+
+
+def mlocked(region, pid="self"):
+    lru.drain()
+    return presence.bits(pagemap.snapshot(region.addr, region.pages, pid).mlocked)
+
+
+def contents(region):
+    for page in range(region.pages):
+        libc.write(region.at(page), bytes([page + 1]) * 16)
+
+
+def intact(region):
+    return [region.peek()[page] for page in range(region.pages)] == [
+        page + 1 for page in range(region.pages)
+    ]
+
+
+def other_node(region):
+    here = numa.where(region)[0]
+    return here, next(node for node in numa.nodes() if node != here)
+
+
+@NODES
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["move_pages", "mbind", "migrate_pages"])
+def test_locked_page_moved_to_another_node_stays_locked(kind, way):
+    """move_pages, mbind(MPOL_MF_MOVE) and migrate_pages take locked pages to another node: in new
+    frames, mlocked, present, counted and with their contents; munlock unmarks them all."""
+    lru.pin()
+    with mapping(kind, N) as region:
+        contents(region)
+        lru.drain()
+        libc.mlock(region.addr, 12 * PAGE)
+        locked = region.sub(0, 12)
+        here, there = other_node(region)
+        before = pagemap.pfns(region.addr, N)
+        if way == "move_pages":
+            numa.move(region, there)
+        elif way == "mbind":
+            numa.bind(region, there)
+        else:
+            numa.migrate(0, here, there)
+        assert numa.where(locked) == [there] * 12, "on the other node"
+        assert not set(pagemap.pfns(region.addr, 12)) & set(before), "in other frames"
+        assert mlocked(region) == "1" * 12 + "0" * 4, "mlocked where locked"
+        seen = account.of(region)
+        assert (seen.pages, seen.vmlck) == ("L" * 12 + "-" * 4, 12), "lo and VmLck"
+        assert intact(region), "contents"
+        assert rusage.writing(locked.addr, locked.size).minor == 0, "no page faults"
+        libc.munlock(region.addr, region.size)
+        assert mlocked(region) == "0" * N, "unlocked: none is marked"
+
+
+@NODES
+@pytest.mark.needs("thp", f"lock:{thp.PAGES}", f"budget:{thp.PAGES}")
+def test_locked_huge_page_moved_to_another_node_stays_locked():
+    """A locked huge page moved to another node is there as a whole, mlocked and unevictable."""
+    lru.pin()
+    thp.allow()
+    with thp.aligned() as region:
+        region.touch()
+        libc.mlock(region.addr, region.size)
+        if not thp.is_huge(region):
+            inconclusive("the kernel gave no huge page")
+        lru.drain()
+        _, there = other_node(region.sub(0, 1))
+        if numa.move(region.sub(0, 1), there) != [there]:
+            inconclusive("no huge page was free on the other node")
+        lru.drain()
+        assert status.vmlck_pages() == thp.PAGES, "VmLck"
+        assert pagemap.present_count(region.addr, thp.PAGES) == thp.PAGES, "present"
+        assert all(folios.mlocked(region)), "mlocked"
+        libc.munlock(region.addr, region.size)
+        lru.drain()
+        assert not any(folios.mlocked(region)), "unlocked: not marked"
+
+
+@NODES
+def test_page_with_two_lockers_moves_with_both():
+    """A page locked by two processes is still mlocked, after it was moved, when one of them
+    unlocks, and no more when both have."""
+    lru.pin()
+    with mapping("shared", N) as region:
+        region.touch()
+        lru.drain()
+        libc.mlock(region.addr, region.size)
+        with Child() as child:
+            child.call(libc.mlock, region.addr, region.size)
+            child.call(lru.drain)
+            _, there = other_node(region)
+            numa.bind(region, there, numa.MOVE_ALL)
+            if numa.where(region) != [there] * N:
+                inconclusive("pages mapped by two processes were not moved (CAP_SYS_NICE)")
+            assert mlocked(region) == "1" * N, "moved: mlocked"
+            child.call(libc.munlock, region.addr, region.size)
+            child.call(lru.drain)
+            assert mlocked(region) == "1" * N, "the parent still holds them"
+            libc.munlock(region.addr, region.size)
+            assert mlocked(region) == "0" * N, "nobody does"
+
+
+@NODES
+@pytest.mark.parametrize("lock", ["mlock", "onfault"])
+def test_policy_decides_where_a_lock_populates(lock):
+    """mlock populates on the node that the range's policy names, and so does a fault into it."""
+    with mapping("private", N) as region:
+        for node in numa.nodes():
+            libc.munlock(region.addr, region.size)
+            libc.madvise(region.addr, region.size, libc.MADV_DONTNEED)
+            numa.bind(region, node, 0)
+            if lock == "mlock":
+                libc.mlock(region.addr, region.size)
+            else:
+                libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+                region.touch()
+            assert numa.where(region) == [node] * N, f"node {node}"
+            assert account.of(region).vmlck == N, "VmLck"
+
+
+def compact():
+    """Compact all memory: how many pages were migrated meanwhile, by whomever."""
+    before = vmstat.read().get("pgmigrate_success", 0)
+    with open("/proc/sys/vm/compact_memory", "w") as file:
+        file.write("1")
+    return vmstat.read().get("pgmigrate_success", 0) - before
+
+
+@COMPACTION
+@pytest.mark.needs("budget:2048", "lock:1024")
+@pytest.mark.exclusive
+@pytest.mark.parametrize("allowed", ["1", "0"])
+def test_compaction_moves_locked_pages_only_where_it_may(pressure, allowed):
+    """Compaction moves locked pages where vm.compact_unevictable_allowed is 1, and they stay
+    mlocked, present and intact; where it is 0 it moves unlocked pages and no locked one."""
+    lru.pin()
+    pages = 2048
+    with pressure.setting(SYSCTL, allowed), mapping("private", pages) as region:
+        region.write(0x42)
+        # Every other page is given up, so that memory is full of holes; of the rest, half locked.
+        for page in range(0, pages, 2):
+            libc.madvise(region.at(page), PAGE, libc.MADV_DONTNEED)
+        lru.drain()
+        half = region.sub(0, pages // 2)
+        libc.mlock2(half.addr, half.size, libc.MLOCK_ONFAULT)
+        before = pagemap.pfns(region.addr, pages)
+        marked = mlocked(half)
+        compact()
+        after = pagemap.pfns(region.addr, pages)
+        moved = [a != b for a, b in zip(before, after)]
+        locked_moved, free_moved = sum(moved[: pages // 2]), sum(moved[pages // 2 :])
+        assert mlocked(half) == marked == "01" * (pages // 4), "mlocked as before"
+        assert presence.mapped(half) == marked, "present as before"
+        assert half.peek().count(b"\x42") == pages // 4, "contents"
+        if not free_moved:
+            inconclusive("compaction moved nothing")
+        if allowed == "0":
+            assert locked_moved == 0, "no locked page was moved"
+        elif not locked_moved:
+            inconclusive("compaction moved no locked page")
