@@ -556,6 +556,39 @@ def _perf() -> None:
         ) from None  # fmt: skip
 
 
+def _perf_user() -> None:
+    if os.geteuid() == 0:
+        try:
+            privilege.become()
+        except OSError as error:
+            raise Unavailable("another user's ids cannot be taken", str(error), ROOT) from None
+    try:
+        perf.free_kb()
+        os.close(perf.counter())
+    except OSError as error:
+        raise Unavailable(
+            "no perf event for a user without capabilities", str(error),
+            "sysctl kernel.perf_event_paranoid=2 (podman, docker: --privileged)",
+        ) from None  # fmt: skip
+
+
+def _zerocopy() -> None:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen(1)
+            with socket.create_connection(server.getsockname()) as client:
+                client.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)
+    except OSError as error:
+        raise Unavailable(
+            "no zero-copy sends over loopback", str(error),
+            "a kernel from 4.14 on, and 127.0.0.1 up (ip link set lo up)",
+        ) from None  # fmt: skip
+
+
+_SO_ZEROCOPY = 60
+
+
 def _packet_ring() -> None:
     try:
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
@@ -661,6 +694,8 @@ PROBES: dict[str, Callable[[], None]] = {
     "aio": _aio,
     "packet-ring": _packet_ring,
     "perf": _perf,
+    "perf-user": _perf_user,
+    "zerocopy": _zerocopy,
     "compaction": _compaction,
     "hugetlb-pool": _hugetlb_pool,
     "ksm": _ksm,
