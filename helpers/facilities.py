@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
+import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from helpers import (
     iouring,
     libc,
     memory,
+    mounts,
     numa,
     outside,
     perf,
@@ -556,6 +560,27 @@ def _perf() -> None:
         ) from None  # fmt: skip
 
 
+def _mount() -> None:
+    try:
+        mounts.made("tmpfs")
+    except OSError as error:
+        raise Unavailable(
+            "no file system can be mounted", str(error), f"{ROOT}: CAP_SYS_ADMIN"
+        ) from None
+
+
+def _mkfs(kind: str) -> None:
+    # The case itself makes and mounts it: that takes longer than all probes.
+    if shutil.which(f"mkfs.{kind}") is None or shutil.which("mount") is None:
+        raise Unavailable(f"no mkfs.{kind}", "", f"install the package that has mkfs.{kind}")
+    if not os.access("/dev/loop-control", os.W_OK):
+        raise Unavailable("no loop devices", "/dev/loop-control", f"modprobe loop; {ROOT}")
+    known = Path("/proc/filesystems").read_text().split()
+    module = subprocess.run(["modprobe", "-n", "-q", kind], check=False).returncode == 0
+    if kind not in known and not module:
+        raise Unavailable(f"the kernel has no {kind}", "", f"modprobe {kind}")
+
+
 def _perf_user() -> None:
     if os.geteuid() == 0:
         try:
@@ -693,6 +718,10 @@ PROBES: dict[str, Callable[[], None]] = {
     "vfork": _vfork,
     "aio": _aio,
     "packet-ring": _packet_ring,
+    "mkfs-btrfs": functools.partial(_mkfs, "btrfs"),
+    "mkfs-ext4": functools.partial(_mkfs, "ext4"),
+    "mkfs-xfs": functools.partial(_mkfs, "xfs"),
+    "mount": _mount,
     "perf": _perf,
     "perf-user": _perf_user,
     "zerocopy": _zerocopy,

@@ -7,6 +7,7 @@ Source: Documentation/admin-guide/mm/ksm.rst. Settings are the caller's to resto
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 from helpers.memory import Region
@@ -23,8 +24,12 @@ def scans() -> int:
 
 
 def merged(region: Region, pid: int | str = "self") -> int:
-    """Pages of the region that are merged (KPF_KSM)."""
-    return pagemap.snapshot(region.addr, region.pages, pid).having(pagemap.KSM)
+    """Pages of the region that share their frame with another page of it.
+
+    KPF_KSM does not tell: kpageflags shows it on all anonymous pages (6.12, fs/proc/page.c).
+    """
+    shares = Counter(pagemap.pfns(region.addr, region.pages, pid))
+    return sum(count for pfn, count in shares.items() if pfn and count > 1)
 
 
 def wait_merged(region: Region, wanted: int, seconds: float = 10.0) -> int:

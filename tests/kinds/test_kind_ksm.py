@@ -94,7 +94,7 @@ def test_merged_pages_of_a_locked_range_are_marked(order, pressure):
         assert maps.locked_kb() == status.vmlck_kb(), "the sum of lo VMAs"
         libc.madvise(region.addr, region.size, libc.MADV_UNMERGEABLE)
         assert mlocked(region) == "1" * N, "taken apart: every page is mlocked"
-        assert pagemap.snapshot(region.addr, N).having(pagemap.KSM) == 0, "none is merged"
+        assert ksm.merged(region) == 0, "none is merged"
         assert libc.read(region.at(3), 3) == b"own", "contents"
         libc.munlock(region.addr, region.size)
         assert mlocked(region) == "0" * N, "unlocked: none is marked"
@@ -111,7 +111,7 @@ def test_lock_takes_merged_pages_apart(pressure):
         with pressure.setting(f"{ksm.FOLDER}/run", ksm.STOP):
             libc.mlock(region.addr, region.size)
             assert mlocked(region) == "1" * N, "mlocked"
-            assert pagemap.snapshot(region.addr, N).having(pagemap.KSM) == 0, "none is merged"
+            assert ksm.merged(region) == 0, "none is merged"
             assert rusage.writing(region.addr, region.size).minor == 0, "no page faults"
 
 

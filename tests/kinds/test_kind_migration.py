@@ -6,6 +6,7 @@ from helpers import libc, lru, numa, thp
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import account, folios, pagemap, presence, rusage, status, vmstat
+from helpers.pressure import drive
 from helpers.process import Child
 from helpers.report.verdicts import inconclusive
 
@@ -73,28 +74,47 @@ def test_locked_page_moved_to_another_node_stays_locked(kind, way):
         assert mlocked(region) == "0" * N, "unlocked: none is marked"
 
 
-@NODES
-@pytest.mark.needs("thp", f"lock:{thp.PAGES}", f"budget:{thp.PAGES}")
-def test_locked_huge_page_moved_to_another_node_stays_locked():
-    """A locked huge page moved to another node is there as a whole, mlocked and unevictable."""
-    lru.pin()
+def huge_and_moved(region):
+    """In the child: a locked huge page moved to the other node; whether that worked."""
     thp.allow()
-    with thp.aligned() as region:
-        region.touch()
-        libc.mlock(region.addr, region.size)
-        if not thp.is_huge(region):
-            inconclusive("the kernel gave no huge page")
-        lru.drain()
-        _, there = other_node(region.sub(0, 1))
-        if numa.move(region.sub(0, 1), there) != [there]:
-            inconclusive("no huge page was free on the other node")
-        lru.drain()
-        assert status.vmlck_pages() == thp.PAGES, "VmLck"
-        assert pagemap.present_count(region.addr, thp.PAGES) == thp.PAGES, "present"
-        assert all(folios.mlocked(region)), "mlocked"
-        libc.munlock(region.addr, region.size)
-        lru.drain()
-        assert not any(folios.mlocked(region)), "unlocked: not marked"
+    region.touch()
+    libc.mlock(region.addr, region.size)
+    lru.drain()
+    first = region.sub(0, 1)
+    _, there = other_node(first)
+    moved = numa.move(first, there) == [there]
+    lru.drain()
+    return moved and thp.is_huge(region)
+
+
+def fill_control(region):
+    region.write(0x77)
+
+
+@NODES
+@pytest.mark.needs("thp", f"lock:{thp.PAGES}", f"budget:{2 * thp.PAGES}")
+@pytest.mark.needs("cgroup", "swap")
+@pytest.mark.claim("W1", "W17")
+def test_locked_huge_page_moved_to_another_node_stays_locked(pressure):
+    """A locked huge page that is moved to another node stays whole, counted and present; under
+    pressure it stays too, and is mlocked, at the latest by reclaim."""
+    # Its mark does not come along from 6.7 on: remove_migration_pmd() leaves that to reclaim.
+    pages = thp.PAGES
+    with thp.aligned() as region, mapping("private", pages) as control:
+        with pressure.cgroup() as group, Child() as child:
+            group.add(child.pid)
+            if not child.call(huge_and_moved, region):
+                inconclusive("no huge page, or none free on the other node")
+            child.call(fill_control, control)
+            assert child.call(status.vmlck_pages) == pages, "VmLck"
+            assert pagemap.present_count(region.addr, pages, child.pid) == pages, "present"
+            drive.until_gone(group.reclaim, child.pid, control)
+            child.call(lru.drain)
+            assert pagemap.present_count(region.addr, pages, child.pid) == pages, "still"
+            assert all(folios.mlocked(region, child.pid)), "mlocked"
+            child.call(libc.munlock, region.addr, region.size)
+            child.call(lru.drain)
+            assert not any(folios.mlocked(region, child.pid)), "unlocked: not marked"
 
 
 @NODES
