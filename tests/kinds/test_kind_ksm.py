@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers import ksm, libc, lru
+from helpers import kernel, ksm, libc, lru
 from helpers.libc import PAGE
 from helpers.memory import Region, mapping
 from helpers.observe import account, maps, pagemap, presence, rusage, status
@@ -87,7 +87,9 @@ def test_merged_pages_of_a_locked_range_are_marked(order, pressure):
             libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
         assert pagemap.present_count(region.addr, N) == N, "present"
         assert status.vmlck_pages() == N, "VmLck"
-        assert mlocked(region) == "1" * N, "the merged page is mlocked"
+        if order == "locked-first" or kernel.version() >= (5, 18, 0):
+            # Before, a lock on fault left the marking of present pages to reclaim.
+            assert mlocked(region) == "1" * N, "the merged page is mlocked"
         libc.write(region.at(3), b"own")
         assert mlocked(region)[3] == "1", "the copy that a write made, too"
         assert status.vmlck_pages() == N, "VmLck"
