@@ -421,6 +421,16 @@ def _thp() -> None:
     )  # fmt: skip
 
 
+def _large_folios() -> None:
+    sizes = thp.small_sizes()
+    if not sizes:
+        raise Unavailable(
+            "no large folios of anonymous memory", "",
+            "a kernel from 6.8 on with CONFIG_TRANSPARENT_HUGEPAGE=y",
+        )  # fmt: skip
+    _writable(str(sizes[thp.folio_pages()]))
+
+
 def _collapse() -> None:
     thp.allow()
     try:
@@ -474,6 +484,8 @@ def _writable(path: str) -> None:
     """A setting can be written: done with the value that it has."""
     try:
         text = Path(path).read_text().strip()
+        if "[" in text:  # the chosen one of several words
+            text = text[text.index("[") + 1 : text.index("]")]
         Path(path).write_text(text)
     except OSError as error:
         raise Unavailable(f"{path} cannot be set", str(error.strerror), ROOT) from None
@@ -728,6 +740,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "compaction": _compaction,
     "hugetlb-pool": _hugetlb_pool,
     "ksm": _ksm,
+    "large-folios": _large_folios,
     "mergeable": _mergeable,
     "two-nodes": _two_nodes,
     "clear-refs": _clear_refs,

@@ -307,7 +307,11 @@ def _undo_folder(what: dict[str, object]) -> None:
     shutil.rmtree(path)
 
 
-SETTINGS = re.compile(r"/proc/sys/vm/[a-z_]+|/sys/kernel/mm/(lru_gen|ksm|transparent_hugepage)/\w+")
+SETTINGS = re.compile(
+    r"/proc/sys/vm/[a-z_]+"
+    r"|/sys/kernel/mm/(lru_gen|ksm|transparent_hugepage)/\w+"
+    r"|/sys/kernel/mm/transparent_hugepage/hugepages-\d+kB/enabled"
+)
 
 
 def _undo_setting(what: dict[str, object]) -> None:

@@ -66,6 +66,21 @@ def aligned(
         libc.munmap(base, size + 2 * SIZE)
 
 
+def small_sizes() -> dict[int, Path]:
+    """Pages in a large folio smaller than a huge page → the setting that allows it (6.8)."""
+    found = {}
+    for folder in _FOLDER.glob("hugepages-*kB"):
+        size = int(folder.name.removeprefix("hugepages-").removesuffix("kB")) * 1024
+        if PAGE < size < SIZE and (folder / "enabled").exists():
+            found[size // PAGE] = folder / "enabled"
+    return found
+
+
+def folio_pages() -> int:
+    """The size in pages that cases use: 16, or the next there is; 16 where there is none."""
+    return min((n for n in small_sizes() if n >= 16), default=16)
+
+
 def mapped_kb(region: Region, pid: int | str = "self") -> int:
     """How much of the region is mapped by huge entries, in kB, by smaps (no right needed)."""
     names = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")
