@@ -21,6 +21,7 @@ from pathlib import Path
 
 from helpers import (
     bare,
+    hotplug,
     iouring,
     libc,
     memory,
@@ -516,6 +517,24 @@ def _compaction() -> None:
         raise Unavailable("memory cannot be compacted", str(error.strerror), ROOT) from None
 
 
+def _movable_block() -> None:
+    try:
+        hotplug.block_pages()
+        blocks = hotplug.movable()
+    except OSError as error:
+        raise Unavailable(
+            "no memory hotplug", str(error), "a kernel with CONFIG_MEMORY_HOTREMOVE=y"
+        ) from None
+    if not blocks:
+        raise Unavailable(
+            "no block of memory may be taken away", "none is in ZONE_MOVABLE alone",
+            "boot with movablecore=256M (vm.py --append movablecore=256M)",
+        )  # fmt: skip
+    for folder in blocks.values():
+        if not os.access(folder / "state", os.W_OK):
+            raise Unavailable("blocks of memory are not ours to take away", str(folder), ROOT)
+
+
 def _two_nodes() -> None:
     found = numa.nodes()
     if len(found) < 2:
@@ -742,6 +761,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "ksm": _ksm,
     "large-folios": _large_folios,
     "mergeable": _mergeable,
+    "movable-block": _movable_block,
     "two-nodes": _two_nodes,
     "clear-refs": _clear_refs,
     "outside-memory": _outside_memory,

@@ -321,6 +321,17 @@ def _undo_setting(what: dict[str, object]) -> None:
     Path(path).write_text(_text(what, "value"))
 
 
+BLOCK = re.compile(r"/sys/devices/system/memory/memory\d+/state")
+
+
+def _undo_memory_block(what: dict[str, object]) -> None:
+    path = _text(what, "path")
+    if not BLOCK.fullmatch(path):
+        raise ValueError(f"{path} is no block of memory; left alone")
+    if Path(path).read_text().strip() == "offline":
+        Path(path).write_text("online_movable")
+
+
 def _undo_module(what: dict[str, object]) -> None:
     name = _text(what, "name")
     if name not in {"loop", "zram", "brd"}:
@@ -337,6 +348,7 @@ UNDO: dict[str, Callable[[dict[str, object]], None]] = {
     "zram": _undo_zram,
     "folder": _undo_folder,
     "setting": _undo_setting,
+    "memory-block": _undo_memory_block,
     "module": _undo_module,
 }
 """Kind of record → how it is undone. Each proves first that the thing is ours."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers import libc, lru, numa, thp
+from helpers import hotplug, libc, lru, numa, thp
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import account, folios, pagemap, presence, rusage, status, vmstat
@@ -199,3 +199,42 @@ def test_compaction_moves_locked_pages_only_where_it_may(pressure, allowed):
             assert locked_moved == 0, "no locked page was moved"
         elif not locked_moved:
             inconclusive("compaction moved no locked page")
+
+
+def placed(region):
+    """Which block each page of the region lies in; −1 where absent."""
+    size = hotplug.block_pages()
+    return [pfn // size if pfn else -1 for pfn in pagemap.pfns(region.addr, region.pages)]
+
+
+@pytest.mark.needs("movable-block", "allow-sysctl", "kpageflags")
+@pytest.mark.needs("lock:1024", "budget:1024")
+@pytest.mark.source("memory-hotplug.rst", "mm/memory_hotplug.c")
+@pytest.mark.exclusive
+def test_locked_pages_outlive_the_memory_they_lie_in(pressure):
+    """When a block of memory is taken away, the locked pages in it move to another: present,
+    mlocked, counted and intact."""
+    lru.pin()
+    pages = 1024
+    with mapping("private", pages) as region:
+        contents = bytes(page & 0xFF for page in range(pages))
+        for page in range(pages):
+            libc.write(region.at(page), contents[page : page + 1])
+        lru.drain()
+        libc.mlock(region.addr, region.size)
+        blocks = hotplug.movable()
+        inside = [block for block in placed(region) if block in blocks]
+        if not inside:
+            inconclusive("no locked page lies in a block that can be taken away")
+        chosen = max(set(inside), key=inside.count)
+        with hotplug.without(pressure.run, blocks[chosen]) as gone:
+            if not gone:
+                inconclusive("the kernel could not empty the block")
+            assert chosen not in placed(region), "no page is left in it"
+            assert pagemap.present_count(region.addr, pages) == pages, "all are present"
+            assert mlocked(region) == "1" * pages, "and mlocked"
+            assert region.peek() == contents, "contents"
+            assert status.vmlck_pages() == pages, "VmLck"
+            assert rusage.writing(region.addr, region.size).minor == 0, "no page faults"
+        libc.munlock(region.addr, region.size)
+        assert mlocked(region) == "0" * pages, "unlocked: none is marked"
