@@ -15,7 +15,7 @@ from helpers.observe import pagemap
 
 FOLDER = Path("/sys/kernel/mm/ksm")
 RUN, STOP, UNMERGE = "1", "0", "2"
-_PASSES = 4
+_PASSES = 12
 
 
 def scans() -> int:
@@ -39,8 +39,6 @@ def wait_merged(region: Region, wanted: int, seconds: float = 10.0) -> int:
     nobody when it is done.
     """
     last, until = scans() + _PASSES, time.monotonic() + seconds
-    found = merged(region)
-    while found < wanted and scans() < last and time.monotonic() < until:
+    while merged(region) < wanted and scans() < last and time.monotonic() < until:
         time.sleep(0.02)
-        found = merged(region)
-    return found
+    return merged(region)
