@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from helpers import iouring, libc, perf
+from helpers import iouring, libc, perf, vdso
 from helpers.libc import PAGE
 from helpers.memory import Region, mapping, unmapped_after
 from helpers.observe import account, maps, presence, status
@@ -164,3 +164,16 @@ def test_dev_zero_is_locked_as_anonymous_memory(how):
         libc.munlock(region.at(2), 2 * PAGE)
         assert account.of(region) == account.balanced("LL--LLLL", 6), "unlocked in part"
     os.close(fd)
+
+
+@pytest.mark.needs("lock-all", "map-vdso")
+@pytest.mark.deviation("special-mapping-locked")
+@pytest.mark.parametrize("flags", [libc.MCL_FUTURE, libc.MCL_FUTURE | libc.MCL_ONFAULT])
+def test_special_mapping_goes_without_a_trace_under_future(flags):
+    """The vdso mapped and unmapped under MCL_FUTURE is never lo, and leaves VmLck as it was."""
+    with Child() as child:
+        child.call(libc.mlockall, flags)
+        low, high = child.call(vdso.map_again)
+        assert [v.lock for v in maps.smaps(child.pid, low, high) if v.lock] == [], "not lo"
+        child.call(libc.munmap, low, high - low)
+        assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "VmLck: sum of lo"
