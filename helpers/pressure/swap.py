@@ -202,6 +202,9 @@ def _as_zram(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     if not control.exists():
         stack.enter_context(run.recorded("module", name="zram"))
         subprocess.run(["modprobe", "zram", "num_devices=0"], check=False, capture_output=True)
+    # Reading it makes a device, even where sysfs is read-only and nothing could take it away.
+    if not os.access(control.with_name("hot_remove"), os.W_OK):
+        raise OSError(errno.EROFS, "zram devices could not be removed again")
     name = f"zram{control.read_text().strip()}"
     label = run.name[-16:]
     stack.enter_context(run.recorded("zram", name=name, label=label))
