@@ -471,6 +471,27 @@ def test_huge_zero_page_is_never_marked():
 
 
 @FLAGS
+def test_write_over_a_huge_zero_page_gives_a_locked_page():
+    """Memory locked on fault that was read first maps zero pages; the write that follows puts a
+    mlocked page in their place, huge or not, and contents that were not written stay zero."""
+    lru.pin()
+    thp.allow()
+    with thp.aligned() as region:
+        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        assert libc.read(region.addr, 1) == b"\0", "read: a zero page"
+        assert pagemap.snapshot(region.addr, N).having(pagemap.MLOCKED) == 0, "not mlocked"
+        libc.write(region.at(PART), b"x")
+        page = region.sub(PART, 1)
+        assert marks(page) == "MU", "written: mlocked"
+        assert status.vmlck_pages() == N, "VmLck"
+        assert region.peek().count(b"\0") == N - 1, "the rest is zero"
+        region.touch()
+        assert marks(region) == "MU", "all written: all mlocked"
+        libc.munlock(region.addr, region.size)
+        assert marks(region) == "-", "unlocked"
+
+
+@FLAGS
 @pytest.mark.exclusive
 def test_huge_page_counts_with_all_its_pages():
     """nr_mlock, nr_unevictable and the events move by a huge page's pages, not by one."""

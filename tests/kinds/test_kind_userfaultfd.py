@@ -4,10 +4,11 @@ import threading
 
 import pytest
 
-from helpers import kernel, libc, lru, memory, uffd
+from helpers import kernel, libc, lru, memory, thp, uffd
 from helpers.libc import PAGE
 from helpers.memory import mapping
-from helpers.observe import account, maps, pagemap, presence, rusage, status
+from helpers.observe import account, folios, maps, pagemap, presence, rusage, status
+from helpers.report.verdicts import inconclusive
 
 N = 8
 
@@ -218,6 +219,36 @@ def test_page_moved_between_equal_ranges_keeps_its_mark(locked):
 
 
 @UFFD
+@FLAGS
+@pytest.mark.needs("uffd-move", "thp", f"lock:{2 * thp.PAGES}", f"budget:{2 * thp.PAGES}")
+@pytest.mark.parametrize("pages", [thp.PAGES, thp.PAGES // 4], ids=["whole", "part"])
+def test_huge_page_moved_between_locked_ranges_stays_locked(pages):
+    """UFFDIO_MOVE of a locked huge page, or of a part of it, keeps every page present and counted;
+    a whole one keeps its mark, of one that was split each page has it."""
+    lru.pin()
+    thp.allow()
+    with thp.aligned() as source, thp.aligned() as target:
+        source.touch(0x61)
+        libc.mlock(source.addr, source.size)
+        libc.mlock2(target.addr, target.size, libc.MLOCK_ONFAULT)
+        if not thp.is_huge(source):
+            inconclusive("the kernel gave no huge page")
+        with uffd.open_fd(uffd.FEATURE_MOVE) as fd:
+            uffd.register(fd, target)
+            lru.drain()
+            uffd.move(fd, target.addr, source.addr, pages * PAGE)
+        moved, rest = target.sub(0, pages), source.sub(pages, thp.PAGES - pages)
+        lru.drain()
+        for region in (moved, rest):
+            if region.pages:
+                seen = pagemap.present_count(region.addr, region.pages)
+                assert seen == region.pages, "present"
+                assert all(folios.mlocked(region)), "mlocked"
+                assert region.peek() == b"\x61" * region.pages, "contents"
+        assert presence.mapped(source.sub(0, pages)) == "0" * pages, "the place it left"
+        assert status.vmlck_pages() == 2 * thp.PAGES, "VmLck"
+
+
 @pytest.mark.needs("uffd-move")
 @pytest.mark.parametrize("which", ["source", "target"])
 def test_page_is_not_moved_between_locked_and_unlocked(which):
