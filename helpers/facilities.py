@@ -570,6 +570,19 @@ def _outside_memory() -> None:
             ) from None  # fmt: skip
 
 
+def _forced_outside() -> None:
+    _outside_memory()
+    with memory.mapping("private", 1, prot=libc.PROT_READ) as page, process.Child() as child:
+        try:
+            with outside.traced(child.pid):
+                outside.force(child.pid, page.addr, b"x")
+        except OSError as error:
+            raise Unavailable(
+                "/proc/PID/mem does not write to read-only memory", str(error),
+                "boot with proc_mem.force_override=ptrace or always",
+            ) from None  # fmt: skip
+
+
 def _clear_refs() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("1")
@@ -764,6 +777,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "movable-block": _movable_block,
     "two-nodes": _two_nodes,
     "clear-refs": _clear_refs,
+    "forced-outside": _forced_outside,
     "outside-memory": _outside_memory,
     "thp": _thp,
     "collapse": _collapse,
