@@ -11,6 +11,7 @@ from helpers.libc import PAGE
 from helpers.memory import Region, mapping
 from helpers.observe import account, maps, pagemap, rusage, status, vmstat
 from helpers.process import Child
+from helpers.report.verdicts import inconclusive
 
 try:
     HUGE = vmstat.meminfo_kb("Hugepagesize") * 1024
@@ -48,7 +49,7 @@ def pool_of(pool, request, count):
     now = int(SETTING.read_text())
     with request.getfixturevalue("pressure").setting(str(SETTING), str(now + count)):
         if int(SETTING.read_text()) < now + count:
-            pytest.skip("inconclusive: the kernel found no room for huge pages")
+            inconclusive("the kernel found no room for huge pages")
         yield
 
 

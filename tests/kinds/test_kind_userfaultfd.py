@@ -157,8 +157,8 @@ def test_write_protection_of_locked_pages_keeps_them():
         writer.join()
         assert mlocked(region) == "1" * N, "written: mlocked"
         moved = pagemap.pfns(region.addr, N)
-        # Compaction may move pages in between: judge only what the write could have replaced.
-        assert moved[3] == before[3] or moved != before, "the page was not copied"
+        if moved[:3] + moved[4:] == before[:3] + before[4:]:  # else they were migrated
+            assert moved[3] == before[3], "the page was not copied"
         assert region.peek() == b"\x21" * 3 + b"\x99" + b"\x21" * 4, "contents"
 
 
