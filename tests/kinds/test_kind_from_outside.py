@@ -39,7 +39,6 @@ def test_write_from_outside_leaves_locked_memory_locked(way):
     pages stay present and locked, the count stands."""
     with mapping("private", N) as region, Child() as child:
         child.call(lock, region)
-        frames = pagemap.entries(region.addr, N, child.pid)
         if way == "process_vm_writev":
             outside.write(child.pid, region.at(3) - 4, b"\x22" * 8)
         elif way == "/proc/PID/mem":
@@ -51,7 +50,6 @@ def test_write_from_outside_leaves_locked_memory_locked(way):
         seen = outside.read(child.pid, region.at(3) - 8, 16)
         assert seen == b"\x11" * 4 + b"\x22" * 8 + b"\x11" * 4, "contents"
         assert account.of(region, child.pid) == account.balanced("L" * N, N), "locked"
-        assert len(frames) == N, "pagemap"
         assert pagemap.present_count(region.addr, N, child.pid) == N, "all there"
 
 
