@@ -3,7 +3,7 @@
 import pytest
 
 from helpers import hotplug, libc, lru, numa, thp
-from helpers.libc import PAGE
+from helpers.libc import PAGE, PAGE_KB
 from helpers.memory import mapping
 from helpers.observe import account, folios, pagemap, presence, rusage, status, vmstat
 from helpers.pressure import drive
@@ -216,7 +216,11 @@ def test_locked_pages_outlive_the_memory_they_lie_in(pressure):
     mlocked, counted and intact."""
     lru.pin()
     pages = 1024
-    with mapping("private", pages) as region:
+    # The first block that memory is taken from often holds the kernel's own: fill it.
+    available = vmstat.meminfo_kb("MemAvailable") // PAGE_KB
+    most = min(hotplug.block_pages() * 5 // 4, available // 3)
+    with mapping("private", most) as filler, mapping("private", pages) as region:
+        filler.touch()
         contents = bytes(page & 0xFF for page in range(pages))
         for page in range(pages):
             libc.write(region.at(page), contents[page : page + 1])
