@@ -195,9 +195,15 @@ def test_relock_of_a_huge_page_that_was_mapped_in_parts():
 
 @FLAGS
 @pytest.mark.needs("pageout")
-@pytest.mark.parametrize(("first", "count"), PIECES, ids=ENDS)
-@pytest.mark.parametrize("order", ["locked-whole-first", "locked-in-part"])
-def test_split_marks_exactly_the_locked_pages(first, count, order):
+@pytest.mark.parametrize(
+    ("order", "first", "count"),
+    [
+        ("locked-whole-first", 0, PART),
+        ("locked-whole-first", N - 1, 1),
+        ("locked-in-part", PART, PART),
+    ],
+)
+def test_split_marks_exactly_the_locked_pages(order, first, count):
     """When a huge page of which a part is unlocked is split (MADV_COLD of that part), each locked
     page is mlocked for itself and no other."""
     lru.pin()
