@@ -424,7 +424,7 @@ def _thp() -> None:
 
 def _large_folios() -> None:
     sizes = thp.small_sizes()
-    if not sizes:
+    if thp.folio_pages() not in sizes:
         raise Unavailable(
             "no large folios of anonymous memory", "",
             "a kernel from 6.8 on with CONFIG_TRANSPARENT_HUGEPAGE=y",

@@ -77,8 +77,10 @@ def small_sizes() -> dict[int, Path]:
 
 
 def folio_pages() -> int:
-    """The size in pages that cases use: 16, or the next there is; 16 where there is none."""
-    return min((n for n in small_sizes() if n >= 16), default=16)
+    """The size in pages that cases use: 16, or what comes next below of which four are less
+    than a huge page (4 at least, for they are quartered)."""
+    fitting = [n for n in small_sizes() if 4 <= n <= 16 and 4 * n < PAGES]
+    return max(fitting, default=4)
 
 
 def mapped_kb(region: Region, pid: int | str = "self") -> int:
