@@ -497,6 +497,14 @@ def test_write_over_a_huge_zero_page_gives_a_locked_page():
         assert marks(region) == "-", "unlocked"
 
 
+def steady(name, moves, pages):
+    """The median of a counter's moves; inconclusive where neighbours moved it between rounds."""
+    low, middle, high = statistics.quantiles(moves, n=4)
+    if high - low > pages // 4:
+        inconclusive(f"neighbours moved {name} by {high - low:.0f} pages between rounds")
+    return middle
+
+
 @FLAGS
 @pytest.mark.needs(f"lock:{max(N, 512)}", f"budget:{max(N, 512)}")
 @pytest.mark.exclusive
@@ -523,11 +531,11 @@ def test_huge_page_counts_with_all_its_pages():
         if not thp.is_huge(region):
             inconclusive("the huge page was split")
         for name in ("nr_mlock", "nr_unevictable", "meminfo Mlocked", "node Mlocked"):
-            up, down = (statistics.median(w[name][i] for w in ways) for i in (0, 1))
+            up, down = (steady(name, [w[name][i] for w in ways], pages) for i in (0, 1))
             assert pages * 3 // 4 <= up <= pages * 5 // 4, f"{name} when locked"
             assert pages * 3 // 4 <= -down <= pages * 5 // 4, f"{name} when unlocked"
         for name, when in (("mlocked", 0), ("munlocked", 1), ("culled", 0), ("rescued", 1)):
-            moved = statistics.median(w[name][when] for w in ways)
+            moved = steady(name, [w[name][when] for w in ways], pages)
             assert pages * 3 // 4 <= moved <= pages * 5 // 4, f"unevictable_pgs_{name}"
 
 
