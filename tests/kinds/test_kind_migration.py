@@ -218,7 +218,7 @@ def test_locked_pages_outlive_the_memory_they_lie_in(pressure):
     pages = 1024
     # The first block that memory is taken from often holds the kernel's own: fill it.
     available = vmstat.meminfo_kb("MemAvailable") // PAGE_KB
-    most = min(hotplug.block_pages() * 5 // 4, available // 3)
+    most = min(hotplug.block_pages() // 2, available // 3)
     with mapping("private", most) as filler, mapping("private", pages) as region:
         filler.touch()
         contents = bytes(page & 0xFF for page in range(pages))
