@@ -19,6 +19,7 @@ _SETTINGS = (
     "/proc/sys/vm/compact_unevictable_allowed",
     "/proc/sys/vm/drop_caches",
     "/proc/sys/vm/max_map_count",
+    "/proc/sys/vm/nr_hugepages",
     "/proc/sys/vm/overcommit_memory",
     "/proc/sys/vm/swappiness",
     "/sys/kernel/mm/ksm/run",

@@ -13,11 +13,15 @@ _REGISTER_BUFFERS, _UNREGISTER_BUFFERS = 0, 1
 _PARAMS = 120  # sizeof(struct io_uring_params)
 
 
+def create(entries: int = 1) -> int:
+    """Descriptor of a new instance, for its user to close. OSError as the kernel says."""
+    return libc.syscall("io_uring_setup", entries, (ctypes.c_ubyte * _PARAMS)())
+
+
 @contextmanager
 def ring(entries: int = 1) -> Iterator[int]:
     """Descriptor of a new instance. OSError where io_uring is absent or forbidden."""
-    params = (ctypes.c_ubyte * _PARAMS)()
-    fd = libc.syscall("io_uring_setup", entries, params)
+    fd = create(entries)
     try:
         yield fd
     finally:

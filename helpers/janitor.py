@@ -307,7 +307,11 @@ def _undo_folder(what: dict[str, object]) -> None:
     shutil.rmtree(path)
 
 
-SETTINGS = re.compile(r"/proc/sys/vm/[a-z_]+|/sys/kernel/mm/(lru_gen|ksm|transparent_hugepage)/\w+")
+SETTINGS = re.compile(
+    r"/proc/sys/vm/[a-z_]+"
+    r"|/sys/kernel/mm/(lru_gen|ksm|transparent_hugepage)/\w+"
+    r"|/sys/kernel/mm/transparent_hugepage/hugepages-\d+kB/enabled"
+)
 
 
 def _undo_setting(what: dict[str, object]) -> None:
@@ -315,6 +319,17 @@ def _undo_setting(what: dict[str, object]) -> None:
     if not SETTINGS.fullmatch(path):
         raise ValueError(f"{path} is not a setting we change; left alone")
     Path(path).write_text(_text(what, "value"))
+
+
+BLOCK = re.compile(r"/sys/devices/system/memory/memory\d+/state")
+
+
+def _undo_memory_block(what: dict[str, object]) -> None:
+    path = _text(what, "path")
+    if not BLOCK.fullmatch(path):
+        raise ValueError(f"{path} is no block of memory; left alone")
+    if Path(path).read_text().strip() == "offline":
+        Path(path).write_text("online_movable")
 
 
 def _undo_module(what: dict[str, object]) -> None:
@@ -333,6 +348,7 @@ UNDO: dict[str, Callable[[dict[str, object]], None]] = {
     "zram": _undo_zram,
     "folder": _undo_folder,
     "setting": _undo_setting,
+    "memory-block": _undo_memory_block,
     "module": _undo_module,
 }
 """Kind of record → how it is undone. Each proves first that the thing is ours."""

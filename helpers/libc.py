@@ -40,38 +40,45 @@ _ORDER = (
     "mlock", "munlock", "mlockall", "munlockall", "mlock2", "mincore",
     "madvise", "msync", "mremap", "munmap", "mprotect", "brk",
     "remap_file_pages", "capget", "capset", "move_pages", "mbind", "set_mempolicy",
-    "userfaultfd", "memfd_create", "perf_event_open",
+    "userfaultfd", "memfd_create", "perf_event_open", "migrate_pages",
+    "io_setup",
 )  # fmt: skip
 _GENERIC = (
     228, 229, 230, 231, 284, 232, 233, 227, 216, 215, 226, 214,
     234, 90, 91, 239, 235, 237, 282, 279,
-    241,
+    241, 238,
+    0,
 )  # fmt: skip
 _NUMBERS: dict[str, tuple[int, ...]] = {
     "x86_64": (
         149, 150, 151, 152, 325, 27, 28, 26, 25, 11, 10, 12,
         216, 125, 126, 279, 237, 238, 323, 319,
-        298,
+        298, 256,
+        206,
     ),
     "i386": (
         150, 151, 152, 153, 376, 218, 219, 144, 163, 91, 125, 45,
         257, 184, 185, 317, 274, 276, 374, 356,
-        336,
+        336, 294,
+        245,
     ),
     "arm": (
         150, 151, 152, 153, 390, 219, 220, 144, 163, 91, 125, 45,
         253, 184, 185, 344, 319, 321, 388, 385,
-        364,
+        364, 400,
+        243,
     ),
     "ppc64le": (
         150, 151, 152, 153, 378, 206, 205, 144, 163, 91, 125, 45,
         239, 183, 184, 301, 259, 261, 364, 360,
-        319,
+        319, 258,
+        227,
     ),
     "s390x": (
         150, 151, 152, 153, 374, 218, 219, 144, 163, 91, 125, 45,
         267, 184, 185, 310, 268, 270, 355, 350,
-        331,
+        331, 287,
+        243,
     ),
     "aarch64": _GENERIC,
     "riscv64": _GENERIC,
@@ -146,14 +153,17 @@ MADV_DONTNEED_LOCKED, MADV_COLLAPSE = 24, 25
 MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 102, 103
 
 IPC_PRIVATE, IPC_CREAT, IPC_RMID = 0, 0o1000, 0
+SHM_LOCK, SHM_UNLOCK = 11, 12
 
 MFD_CLOEXEC, MFD_ALLOW_SEALING = 1, 2
 
 PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 23, 24
+PR_SET_DUMPABLE = 4
 PR_SET_THP_DISABLE, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 41, 47, 4
 PR_SET_NO_NEW_PRIVS, PR_SET_MEMORY_MERGE, PR_GET_MEMORY_MERGE = 38, 67, 68
 
 CLONE_VM, CLONE_VFORK, CLONE_NEWUSER, CLONE_NEWIPC = 0x100, 0x4000, 0x10000000, 0x08000000
+CLONE_NEWNS = 0x00020000
 
 
 def _show(value: object) -> str:
@@ -188,7 +198,9 @@ _syscall = _dll.syscall
 _syscall.restype = ctypes.c_long
 
 
-def syscall(name: str, *args: int | ctypes.Array[Any] | ctypes.Structure | None) -> int:
+def syscall(
+    name: str, *args: int | ctypes.Array[Any] | ctypes.Structure | ctypes.c_ulong | None
+) -> int:
     """Call the kernel by number: the result, or :class:`OSError`.
 
     Integers are passed as unsigned machine words (−1 is ULONG_MAX), arrays and
@@ -303,6 +315,8 @@ shmat = _wrapper("shmat", _int, _addr, _int, restype=_addr)
 shmdt = _wrapper("shmdt", _addr)
 shmctl = _wrapper("shmctl", _int, _int, _addr)
 unshare = _wrapper("unshare", _int)
+_text = ctypes.c_char_p
+_mount = _wrapper("mount", _text, _text, _text, ctypes.c_ulong, _text)
 arch_prctl = _wrapper("arch_prctl", _int, _size) if hasattr(_dll, "arch_prctl") else None
 """x86-64 only (arch_prctl(2))."""
 sbrk = _wrapper("sbrk", ctypes.c_ssize_t, restype=_addr)
@@ -341,6 +355,14 @@ def punch(fd: int, offset: int, length: int) -> int:
 
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    """mount(2). OSError as the kernel says."""
+    _mount(source.encode(), target.encode(), kind.encode(), flags, options.encode() or None)
+
+
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 
 
 def outcome(function: Callable[..., object], *args: object) -> str:

@@ -162,7 +162,7 @@ def _missing(
         if size <= budget:
             return None
         return Missing(
-            name, "more than the memory budget", f"{size // 1024} kB of {budget // 1024} kB",
+            requirement, "more than the memory budget", f"{size // 1024} kB of {budget // 1024} kB",
             f"--memory-budget {size // (1 << 20) + 1}M",
         )  # fmt: skip
     return _facility(name, survey)

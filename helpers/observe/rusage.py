@@ -86,6 +86,11 @@ def _no_faults_of_the_scheduler() -> None:
         for cpu in sorted(allowed)[:2]:
             os.sched_setaffinity(0, {cpu})
         os.sched_setaffinity(0, allowed)
+    no_hinting_faults()
+
+
+def no_hinting_faults() -> None:
+    """Keep NUMA balancing from making this process's pages inaccessible, for good."""
     # NUMA hinting faults count as minor faults; a task policy without
     # MPOL_F_NUMA_BALANCING keeps them off (vma_policy_mof() in mm/mempolicy.c).
     mask = (ctypes.c_ulong * 16)(1)

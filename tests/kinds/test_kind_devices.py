@@ -1,0 +1,179 @@
+"""Device and special mappings: not the kernel's to lock, whatever is asked."""
+
+import ctypes
+import os
+import socket
+import struct
+
+import pytest
+
+from helpers import iouring, libc, perf, vdso
+from helpers.libc import PAGE
+from helpers.memory import Region, mapping, unmapped_after
+from helpers.observe import account, maps, presence, status
+from helpers.process import Child
+
+pytestmark = [
+    pytest.mark.needs("lock:16"),
+    pytest.mark.source("mlock(2)", "mm/mlock.c mlock_fixup (VM_SPECIAL)"),
+]
+
+
+SOL_PACKET, PACKET_RX_RING = 263, 5
+
+
+def mapped(fd, size, addr):
+    """The descriptor mapped, at ``addr`` unless that is 0, for as long as this process lives."""
+    how = libc.MAP_SHARED | (libc.MAP_FIXED if addr else 0)
+    return Region(libc.mmap(addr, size, libc.PROT_RW, how, fd), size)
+
+
+def perf_ring(addr=0):
+    return mapped(perf.counter(), 2 * PAGE, addr)
+
+
+def uring():
+    return mapped(iouring.create(), PAGE, 0)
+
+
+def packet_ring(addr=0):
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: receives nothing
+    size = 4 * PAGE
+    # struct tpacket_req: bytes in a block, blocks, bytes in a frame, frames.
+    request = struct.pack("IIII", size, 1, PAGE, size // PAGE)
+    sock.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+    return mapped(sock.detach(), size, addr)
+
+
+def aio_ring(addr=0):
+    context = ctypes.c_ulong()
+    libc.syscall("io_setup", 8, context)
+    found = maps.at(context.value)
+    if addr:
+        how = libc.MREMAP_MAYMOVE | libc.MREMAP_FIXED
+        libc.mremap(found.start, found.size, found.size, how, addr)
+    return Region(addr or found.start, found.size)
+
+
+ROOM = 16
+"""Pages for a ring, the largest of which is an aio ring, and one on each side."""
+
+
+def named(name):
+    for vma in maps.vmas():
+        if vma.name == name:
+            return Region(vma.start, vma.size)
+    raise LookupError(f"no {name} in /proc/self/maps")
+
+
+def vvar():
+    return named("[vvar]")
+
+
+MAKERS = [
+    pytest.param(perf_ring, marks=pytest.mark.needs("perf"), id="perf"),
+    pytest.param(uring, marks=pytest.mark.needs("io-uring"), id="io_uring"),
+    pytest.param(packet_ring, marks=pytest.mark.needs("packet-ring"), id="packet"),
+    pytest.param(aio_ring, marks=pytest.mark.needs("aio"), id="aio"),
+]
+SPECIAL = pytest.mark.parametrize("make", MAKERS)
+
+
+@SPECIAL
+@pytest.mark.parametrize("flags", [0, libc.MLOCK_ONFAULT], ids=["mlock", "onfault"])
+def test_ring_of_the_kernel_is_never_locked(make, flags):
+    """mlock of a ring shared with the kernel succeeds and marks and counts nothing; nor does
+    munlock take anything away."""
+    region = make()
+    with mapping("private", 3) as plain:
+        libc.mlock(plain.addr, plain.size)
+        before = status.vmlck_pages()
+        assert libc.outcome(libc.mlock2, region.addr, region.size, flags) == "ok", "mlock"
+        assert status.vmlck_pages() == before, "VmLck"
+        assert maps.at(region.addr).lock == "", "not lo"
+        libc.munlock(region.addr, region.size)
+        assert status.vmlck_pages() == before, "VmLck after munlock"
+        libc.munmap(region.addr, region.size)
+        assert status.vmlck_pages() == before, "VmLck after munmap"
+
+
+@SPECIAL
+@pytest.mark.needs("lock-all")
+def test_ring_made_under_future_is_never_locked(make):
+    """A ring mapped under MCL_FUTURE is not lo and does not count; unmapping it takes nothing
+    out of VmLck."""
+    with Child() as child:
+        child.call(libc.mlockall, libc.MCL_FUTURE)
+        region = child.call(make)
+        assert maps.at(region.addr, child.pid).lock == "", "not lo"
+        assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "VmLck: sum of lo"
+        child.call(libc.munmap, region.addr, region.size)
+        assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "after munmap"
+
+
+@SPECIAL
+@pytest.mark.needs("lock-all")
+def test_mlockall_passes_over_rings(make):
+    """mlockall(MCL_CURRENT) locks all around a ring and not the ring."""
+    with Child() as child:
+        region = child.call(make)
+        child.call(libc.mlockall, libc.MCL_CURRENT)
+        assert maps.at(region.addr, child.pid).lock == "", "not lo"
+        assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "VmLck: sum of lo"
+        child.call(libc.munlockall)
+        assert status.vmlck_kb(child.pid) == 0, "munlockall"
+
+
+# io_uring's rings go where the kernel wants them, and nowhere else.
+@pytest.mark.parametrize("make", [m for m in MAKERS if m.id != "io_uring"])
+def test_lock_across_a_ring_takes_what_is_around_it(make):
+    """mlock over locked memory, a ring and more memory locks both sides and passes over the ring:
+    it stops neither the lock nor the walk."""
+    base = libc.mmap(0, ROOM * PAGE)
+    ring = make(base + PAGE)
+    region = Region(base, 2 * PAGE + ring.size)
+    assert libc.outcome(libc.mlock, region.addr, region.size) == "ok", "mlock"
+    middle = "-" * (ring.size // PAGE)
+    assert account.pages(region) == f"L{middle}L", "both sides are lo"
+    assert status.vmlck_pages() == 2, "VmLck"
+    libc.munlock(region.addr, region.size)
+    assert account.pages(region) == f"-{middle}-", "munlock too"
+
+
+def test_vvar_is_never_locked():
+    """[vvar] can be given to mlock and munlock and is never lo or counted."""
+    try:
+        region = vvar()
+    except LookupError as error:
+        pytest.skip(str(error))
+    libc.outcome(libc.mlock, region.addr, region.size)  # part of it may be absent
+    assert maps.at(region.addr).lock == "", "not lo"
+    assert status.vmlck_kb() == 0, "VmLck"
+
+
+@pytest.mark.parametrize("how", ["private", "shared"])
+def test_dev_zero_is_locked_as_anonymous_memory(how):
+    """A mapping of /dev/zero, private or shared, is locked, counted and populated like anonymous
+    memory."""
+    flags = libc.MAP_PRIVATE if how == "private" else libc.MAP_SHARED
+    fd = os.open("/dev/zero", os.O_RDWR)
+    with unmapped_after(libc.mmap(0, 8 * PAGE, libc.PROT_RW, flags, fd), 8 * PAGE) as region:
+        libc.mlock(region.addr, region.size)
+        assert account.of(region) == account.balanced("L" * 8, 8), "locked, counted, resident"
+        assert presence.private(region) == ("1" if how == "private" else "0") * 8, "its own pages"
+        libc.munlock(region.at(2), 2 * PAGE)
+        assert account.of(region) == account.balanced("LL--LLLL", 6), "unlocked in part"
+    os.close(fd)
+
+
+@pytest.mark.needs("lock-all", "map-vdso")
+@pytest.mark.deviation("special-mapping-locked")
+@pytest.mark.parametrize("flags", [libc.MCL_FUTURE, libc.MCL_FUTURE | libc.MCL_ONFAULT])
+def test_special_mapping_goes_without_a_trace_under_future(flags):
+    """The vdso mapped and unmapped under MCL_FUTURE is never lo, and leaves VmLck as it was."""
+    with Child() as child:
+        child.call(libc.mlockall, flags)
+        low, high = child.call(vdso.map_again)
+        assert [v.lock for v in maps.smaps(child.pid, low, high) if v.lock] == [], "not lo"
+        child.call(libc.munmap, low, high - low)
+        assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "VmLck: sum of lo"

@@ -1,0 +1,241 @@
+"""Large folios smaller than a huge page, mapped page by page (6.8 on): which are mlocked."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from helpers import libc, lru, thp
+from helpers.libc import PAGE
+from helpers.memory import Region
+from helpers.observe import account, folios, maps, pagemap, rusage, status
+from helpers.pressure import drive
+from helpers.process import Child
+from helpers.report.verdicts import inconclusive
+
+S = thp.folio_pages()
+"""Pages in a folio."""
+COUNT = 4
+N = COUNT * S
+
+pytestmark = [
+    pytest.mark.needs("large-folios", "allow-sysctl", "kpageflags", f"lock:{N}", f"budget:{N}"),
+    pytest.mark.source("mm/mlock.c allow_mlock_munlock", "transhuge.rst"),
+    pytest.mark.exclusive,
+]
+
+
+@contextmanager
+def region_of(pressure, touch=True):
+    """A range of four folios' size and alignment that gets such folios when touched."""
+    lru.pin()
+    thp.allow()
+    with pressure.setting(str(thp.small_sizes()[S]), "madvise"), thp.aligned() as whole:
+        # Cut to size: a huge page does not fit any more.
+        libc.munmap(whole.addr + N * PAGE, whole.size - N * PAGE)
+        region = Region(whole.addr, N * PAGE, "large")
+        if touch:
+            fill(region)
+            need_large(region)
+            lru.drain()
+        yield region
+
+
+def fill(region):
+    for page in range(region.pages):
+        libc.write(region.at(page), page.to_bytes(4, "little"))
+
+
+def numbers(region):
+    return [int.from_bytes(libc.read(region.at(p), 4), "little") for p in range(region.pages)]
+
+
+def need_large(region, pid="self"):
+    if folios.sizes(region, pid) != {S: region.pages}:
+        inconclusive(f"no folios of {S} pages: {folios.sizes(region, pid)}")
+
+
+def marks(region, pid="self"):
+    """A letter for each folio's length of the region: "M" if its pages' folio is mlocked, "-"
+    if not, "?" if they differ."""
+    lru.drain()
+    seen = folios.of(region, pid)
+    assert all(f.tails_follow for f in seen), "tail pages show the mark of their head"
+    letters = []
+    for first in range(0, region.pages, S):
+        found = {f.mlocked for f in seen[first : first + S]}
+        letters.append("?" if len(found) > 1 else "M" if found == {True} else "-")
+    return "".join(letters)
+
+
+def present(region):
+    assert pagemap.present_count(region.addr, region.pages) == region.pages, "all present"
+    assert maps.locked_kb() == status.vmlck_kb(), "VmLck is the sum of the lo VMAs"
+
+
+def test_touch_of_a_locked_range_locks_the_whole_folio(pressure):
+    """One touch of memory locked on fault brings in, and marks, one whole folio; the next ones
+    are untouched."""
+    with region_of(pressure, touch=False) as region:
+        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        libc.write(region.at(S + 1), b"x")
+        second = region.sub(S, S)
+        need_large(second)
+        expected = [S <= page < 2 * S for page in range(N)]
+        assert pagemap.present(region.addr, N) == expected, "one folio is present"
+        assert marks(second) == "M", "and mlocked"
+        assert maps.rollup_kb() == second.kb, "Locked"
+        assert status.vmlck_pages() == N, "VmLck"
+
+
+def test_lock_populates_with_folios_that_are_marked(pressure):
+    """mlock of an empty range brings folios in that are mlocked; munlock unmarks each."""
+    with region_of(pressure, touch=False) as region:
+        libc.mlock(region.addr, region.size)
+        present(region)
+        need_large(region)
+        assert marks(region) == "M" * COUNT, "mlocked"
+        libc.munlock(region.addr, region.size)
+        assert marks(region) == "-" * COUNT, "unlocked"
+
+
+# First page and length of the lock, in folios' quarters; the folios that lie in it.
+QUARTER = S // 4
+SPANS = [
+    pytest.param(0, 16, "MMMM", id="all"),
+    pytest.param(4, 8, "-MM-", id="whole-ones"),
+    pytest.param(2, 8, "-M--", id="from-inside-to-inside"),
+    pytest.param(4, 5, "-M--", id="to-inside-the-next"),
+    pytest.param(3, 5, "-M--", id="from-inside-the-last"),
+    pytest.param(5, 2, "----", id="inside-one"),
+    pytest.param(3, 2, "----", id="across-an-edge"),
+]
+
+
+@pytest.mark.parametrize(("first", "count", "expected"), SPANS)
+def test_lock_marks_the_folios_that_lie_in_it_as_a_whole(first, count, expected, pressure):
+    """A lock of present folios marks those that lie in it as a whole and none that it cuts;
+    every page of it is counted and stays; its munlock unmarks them all."""
+    with region_of(pressure) as region:
+        part = region.sub(first * QUARTER, count * QUARTER)
+        libc.mlock(part.addr, part.size)
+        assert marks(region) == expected, "folios"
+        assert status.vmlck_pages() == part.pages, "VmLck"
+        assert account.pages(part) == account.LOCKED * part.pages, "lo"
+        assert rusage.writing(part.addr, part.size).minor == 0, "no page faults"
+        present(region)
+        libc.munlock(part.addr, part.size)
+        assert marks(region) == "----", "unlocked"
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "expected"),
+    [
+        pytest.param(0, 1, "-MMM", id="head-of-the-first"),
+        pytest.param(15, 1, "MMM-", id="tail-of-the-last"),
+        pytest.param(7, 2, "M--M", id="across-an-edge"),
+        pytest.param(4, 4, "M-MM", id="one-folio"),
+    ],
+)
+def test_unlock_of_a_part_unmarks_the_folios_it_touches(first, count, expected, pressure):
+    """munlock of a part unmarks the folios of which it takes a page, and no other; locked again
+    as a whole they count as before."""
+    with region_of(pressure) as region:
+        libc.mlock(region.addr, region.size)
+        part = region.sub(first * QUARTER, count * QUARTER)
+        libc.munlock(part.addr, part.size)
+        assert marks(region) == expected, "folios"
+        assert status.vmlck_pages() == N - part.pages, "VmLck"
+        present(region)
+        libc.munlock(region.addr, region.size)
+        assert marks(region) == "----", "all unlocked"
+        libc.mlock(region.addr, region.size)
+        assert marks(region) == "MMMM", "locked as a whole: marked"
+        assert status.vmlck_pages() == N, "VmLck"
+
+
+@pytest.mark.parametrize("half", ["first", "second"])
+def test_split_marks_exactly_the_locked_pages(half, pressure):
+    """A folio that is locked in part and split (MADV_COLD of the rest) leaves each locked page
+    mlocked, and no other."""
+    with region_of(pressure) as region:
+        folio = region.sub(S, S)
+        pages = S // 2
+        locked = folio.sub(0 if half == "first" else pages, pages)
+        loose = folio.sub(pages if half == "first" else 0, pages)
+        libc.mlock(locked.addr, locked.size)
+        lru.drain()
+        libc.madvise(loose.addr, loose.size, libc.MADV_COLD)
+        lru.drain()
+        if folios.sizes(folio) != {1: S}:
+            inconclusive(f"the folio was not split: {folios.sizes(folio)}")
+        assert folios.mlocked(locked) == [True] * pages, "locked: mlocked"
+        assert folios.mlocked(loose) == [False] * pages, "not locked: not"
+        assert numbers(region) == list(range(N)), "contents"
+        libc.munlock(region.addr, region.size)
+        lru.drain()
+        assert not any(folios.mlocked(region)), "unlocked: none"
+
+
+def test_copy_of_a_page_of_a_locked_folio_is_marked(pressure):
+    """After fork the parent's write into a locked folio gives it a mlocked copy; the child's
+    exit leaves every page present and locked."""
+    with region_of(pressure) as region:
+        libc.mlock(region.addr, region.size)
+        with Child() as child:
+            libc.write(region.at(S + 3), b"mine")
+            lru.drain()
+            [copy] = folios.of(Region(region.at(S + 3), PAGE))
+            assert copy.marks == "MU", "the copy is mlocked"
+            child.call(libc.write, region.at(3), b"hers")
+            child.call(lru.drain)
+            [hers] = folios.of(Region(region.at(3), PAGE), child.pid)
+            assert not hers.mlocked, "the child's is not"
+            present(region)
+        present(region)
+        assert status.vmlck_pages() == N, "VmLck"
+        libc.munlock(region.addr, region.size)
+        lru.drain()
+        assert not any(folios.mlocked(region)), "unlocked: none"
+
+
+def test_two_lockers_of_a_folio(pressure):
+    """A folio locked by two processes stays mlocked until the last of them unlocks."""
+    with region_of(pressure) as region:
+        libc.mprotect(region.addr, region.size, libc.PROT_READ)
+        libc.mlock(region.addr, region.size)
+        with Child() as child:
+            child.call(libc.mlock, region.addr, region.size)
+            child.call(lru.drain)
+            libc.munlock(region.addr, region.size)
+            assert marks(region) == "MMMM", "the child holds them"
+            libc.mlock(region.addr, region.size)
+            child.call(libc.munlock, region.addr, region.size)
+            child.call(lru.drain)
+            assert marks(region) == "MMMM", "the parent does"
+            libc.munlock(region.addr, region.size)
+            assert marks(region) == "----", "nobody"
+
+
+def build(region):
+    thp.allow()
+    fill(region)
+
+
+@pytest.mark.needs("cgroup", "swap")
+@pytest.mark.claim("W1", "W17")
+def test_reclaim_takes_the_unlocked_part_of_a_folio(pressure):
+    """Under pressure folios that are locked in part are split: the unlocked pages go, the locked
+    stay, each mlocked."""
+    with region_of(pressure, touch=False) as region, pressure.cgroup() as group, Child() as child:
+        group.add(child.pid)
+        child.call(build, region)
+        need_large(region, child.pid)
+        held = region.sub(S // 2, 2 * S)
+        rest = region.sub(2 * S + S // 2, N - 2 * S - S // 2)
+        child.call(libc.mlock, held.addr, held.size)
+        child.call(lru.drain)
+        drive.until_gone(group.reclaim, child.pid, rest)
+        child.call(lru.drain)
+        assert pagemap.present_count(held.addr, held.pages, child.pid) == held.pages, "stay"
+        assert folios.mlocked(held, child.pid) == [True] * held.pages, "mlocked"
+        assert child.call(numbers, held) == list(range(S // 2, S // 2 + 2 * S)), "contents"
