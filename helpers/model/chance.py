@@ -167,7 +167,8 @@ def shrunk(found: Divergence) -> Divergence:
         at = 0
         while at < len(best.calls):
             shorter = best.calls[:at] + best.calls[at + size :]
-            if _paired(shorter) and (again := compare.diverges(shorter)):
+            again = compare.diverges(shorter) if _paired(shorter) else None
+            if again is not None and len(again.calls) < len(best.calls):
                 best = again
             else:
                 at += size

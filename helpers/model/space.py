@@ -105,7 +105,7 @@ class Space:
         self.top = 0  # the program break, in pages of heap
         self.leaked = 0  # pages in VmLck for good (dontunmap-leaks-vmlck)
         self.maybe: set[int] = set()  # pages that may have become present
-        self.written: set[int] = set()  # private pages that got a page of their own
+        self.written: set[int] = set()  # private pages whose VMA has an anon_vma now
         self.loose: set[int] = set()  # boundaries at which no merge was tried
         self.seams: set[int] = set()  # boundaries that the kernel keeps between alike pages
 
@@ -181,6 +181,8 @@ class Space:
         page = self.pages[number]
         if page.file is not None and not page.present and not write:
             self._around(number)
+        if page.private and write:
+            self.written.add(number)  # its anon_vma is made first, though the fault may fail
         if page.file is not None and not page.own:
             if page.offset >= page.file.size:
                 return False
@@ -189,7 +191,6 @@ class Space:
             if not page.own:
                 page.value = 0 if page.file is None else page.file.cache[page.offset]
                 page.own, page.shared = True, False
-            self.written.add(number)
         page.present = True
         self.maybe.discard(number)
         return True
