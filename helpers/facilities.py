@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -386,6 +387,13 @@ def _forced_write() -> None:
             ) from None  # fmt: skip
 
 
+def _hypothesis() -> None:
+    if importlib.util.find_spec("hypothesis") is None:
+        raise Unavailable(
+            "Hypothesis is not installed", "", "pip install 'hypothesis>=6.100' (group model)"
+        )
+
+
 PROBES: dict[str, Callable[[], None]] = {
     "lock-calls": _lock_calls,
     "smaps-flags": _smaps_flags,
@@ -416,6 +424,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "mglru": _mglru,
     "forced-write": _forced_write,
     "vfork": _vfork,
+    "hypothesis": _hypothesis,
 }
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""
 

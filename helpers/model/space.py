@@ -391,7 +391,8 @@ class Space:
         if crosses:
             return "EFAULT"
         locked = bool(self.pages[first].lock)
-        if stays and locked and self.differs("dontunmap-strips-lock") and old < len(vma):
+        near = target in {first + old, first - new}  # the target may merge with the source
+        if stays and locked and (near or old < len(vma)) and self.differs("dontunmap-strips-lock"):
             raise Unfit(f"{call}: this kernel has the known fault dontunmap-strips-lock")
         early = target is not None and self.differs("mremap-unmaps-first")
         if early and target is not None:
