@@ -372,3 +372,11 @@ def read(addr: int, length: int) -> bytes:
 def fill(addr: int, byte: int, length: int) -> None:
     """Write ``byte`` over ``length`` bytes: one C loop, no interpreter work between pages."""
     ctypes.memset(addr, byte, length)
+
+
+_read = _wrapper("read", _int, _addr, _size)
+
+
+def read_into(fd: int, addr: int, length: int) -> int:
+    """read(2) into memory at ``addr``: bytes read; OSError EFAULT where nothing is writable."""
+    return _read(fd, addr, length)

@@ -187,10 +187,9 @@ class Space:
             if page.offset >= page.file.size:
                 return False
             page.file.cache.setdefault(page.offset, 0)
-        if page.private and write:
-            if not page.own:
-                page.value = 0 if page.file is None else page.file.cache[page.offset]
-                page.own, page.shared = True, False
+        if page.private and write and not page.own:
+            page.value = 0 if page.file is None else page.file.cache[page.offset]
+            page.own, page.shared = True, False
         page.present = True
         self.maybe.discard(number)
         return True
