@@ -30,6 +30,10 @@ DIFFERENCES = {
     "dontunmap-anonymous-only": "MREMAP_DONTUNMAP of shared or file memory: EINVAL (to 5.12)",
     "mremap-unmaps-first": "mremap unmaps the target before it looks at limits, so that a move "
     "that is refused leaves a hole, and its locks are not counted against the limit",
+    "populate-looks-behind-holes": "MADV_POPULATE over a hole fails as the VMA behind it would "
+    "(EINVAL), or with EFAULT, in place of ENOMEM (seen on 6.1)",
+    "marks-by-population": "a lock marks pages PG_mlocked as it populates, so not where it fails "
+    "before that (to 5.17)",
     "merging-range-enomem": "a lock over VMAs that merge meanwhile: ENOMEM (6.3, 6.4)",
 }
 """Name → what such a kernel does. The manual's rule is followed where a name is absent."""
@@ -498,12 +502,21 @@ class Space:
         for number in numbers:
             page = self.pages.get(number)
             if page is None:
-                return "ENOMEM"
+                return self._populate_hole(number, write)
             if page.prot == "none" or (write and not page.writable):
                 return "EINVAL"
             if not self._fault(number, write):
                 return "EFAULT"
         return "ok"
+
+    def _populate_hole(self, number: int, write: bool) -> str:
+        if not self.differs("populate-looks-behind-holes"):
+            return "ENOMEM"
+        behind = min((n for n in self.pages if number < n <= ARENA), default=None)
+        if behind is None:
+            raise Unfit("MADV_POPULATE of a hole with nothing mapped behind it: not modelled here")
+        page = self.pages[behind]
+        return "EINVAL" if page.prot == "none" or (write and not page.writable) else "EFAULT"
 
     def _msync(self, call: Call) -> str:
         first, last = self._span(call)
