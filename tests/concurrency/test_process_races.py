@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.source("mlock(2) NOTES; Documentation/mm/unevictable-lru.rst"),
 ]
 
-PAGES = 16
+PAGES = 12
 PROCESSES = 4
 ROUNDS = 200
 
