@@ -40,7 +40,9 @@ class Dice:
         if name == "mremap":
             args, options = self._mremap()
         elif name == "mmap":
-            options = [o for o in known if self.pick(5) == 4]
+            options = [o for o in known if o != "at=" and self.pick(5) == 4]
+            if str(args[2]).startswith("memfd") and self.pick(4) == 3:
+                options.append(f"at={self.pick(ARENA)}")
         return Call(name, tuple(args), tuple(options))
 
     def _range(self, name: str, kinds: Sequence[str], top: int) -> list[int | float | str]:
@@ -64,6 +66,9 @@ class Dice:
     def _mremap(self) -> tuple[list[int | float | str], list[str]]:
         first = self.pick(ARENA)
         old = 1 + self.pick(min(6, ARENA - first))
+        if self.pick(12) == 11:
+            target = self.pick(ARENA)
+            return [first, 0, 1 + self.pick(min(6, ARENA - target))], [f"to={target}"]
         if self.pick(2) == 0:
             new = 1 + self.pick(min(8, ARENA - first))
             return [first, old, new], []
@@ -77,10 +82,12 @@ class Dice:
         if kind == "kind":
             return self.one(("private", "private", "private", "memfd", "shared", "memfd-private"))
         if kind == "prot":
-            return self.one(("rw", "rw", "rw", "r", "none", "rx"))
+            return self.one(("rw", "rw", "rw", "rw", "r", "r", "none", "none", "rx", "w"))
         if kind == "how":
             return ("onfault", 0, "onfault", 2)[self.pick(4)] if self.pick(8) else "onfault"
         if kind == "mcl":
+            if self.pick(12) == 11:
+                return (0, 8, 15, 16)[self.pick(4)]
             return self.one(("current", "future", "current+future", "current+onfault",
                              "future+onfault", "current+future+onfault", "onfault"))  # fmt: skip
         if kind == "size":
@@ -91,6 +98,8 @@ class Dice:
             how = self.pick(10)
             if how < 2:
                 return self.one(("size", "size-1"))
+            if how in {3, 4, 5}:
+                return self.one(("locked", "locked+1", "locked+4", "locked-1"))
             if how == 2:
                 return self.one(("unlimited", "unlimited"))
             return (self.pick(40), 0, 0.5, 1.5)[max(0, self.pick(12) - 8)]

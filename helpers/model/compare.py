@@ -6,7 +6,6 @@ import functools
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from helpers import deviations, kernel, libc, process
 from helpers.libc import PAGE
@@ -96,11 +95,6 @@ def _refused_move_leaves_hole() -> bool:
     return libc.outcome(libc.msync, addr + 2 * PAGE, 2 * PAGE, libc.MS_ASYNC) == "ENOMEM"
 
 
-@functools.cache
-def _has_swap() -> bool:
-    return len(Path("/proc/swaps").read_text().splitlines()) > 1
-
-
 @dataclass
 class Pair:
     """A machine and the model of it. ``calls``: what both have been through."""
@@ -162,6 +156,11 @@ class Pair:
             seen, vector = self.machine.mincore(call)
             if seen == expected == "ok":
                 right = self.space.residents(call)
+                gone = self.machine.look()
+                first = int(call.args[0])
+                for number in range(first, first + len(right)):
+                    if self._may_go(number) and number not in gone.present:
+                        right[number - first] = None
                 if any(a != b for a, b in zip(vector, right) if b is not None):
                     found.append(f"{call}: kernel {_bits(vector)}, model {_bits(right)}")
             return seen
@@ -173,8 +172,7 @@ class Pair:
         if wanted == "unlimited":
             self.machine.set_limit(-1)
         elif isinstance(wanted, str):
-            pages = max(0, self.space.size - int(wanted[5:] or 0))
-            self.machine.set_limit(pages * PAGE)
+            self.machine.set_limit(self.space.limit_of(wanted) * PAGE)
         else:
             self.machine.set_limit(int(wanted * PAGE))
         self.space.apply(call)
@@ -220,8 +218,7 @@ class Pair:
             elif there and not page.present:
                 found.append(f"page {name(number)} is present; model: it was never touched")
             elif page.present and not there:
-                # What is not locked may be reclaimed, where there is swap to go to.
-                if page.lock or not (number in seen.swapped or (page.file and _has_swap())):
+                if not (self._may_go(number) and (number in seen.swapped or page.file)):
                     found.append(f"page {name(number)} is absent; model: present")
                 else:
                     self.space.maybe.add(number)
@@ -231,12 +228,21 @@ class Pair:
                 if byte is not None and seen.contents[number] != byte:
                     text = f"page {name(number)} holds {seen.contents[number]}, model: {byte}"
                     found.append(text)
-            exact = page.own and there and not page.shared
+            sure = there and number not in self.space.maybe and page.file is not None
+            if sure and page.own == (number in seen.of_file):
+                whose = ("the file's", "its own")[:: 1 if page.own else -1]
+                found.append(f"page {name(number)} is {whose[0]}; model: {whose[1]}")
+            exact = page.own and there and not page.blurred
             exact = exact and not (page.lock and self.space.differs("marks-by-population"))
             if exact and seen.marks.get(number, bool(page.lock)) != bool(page.lock):
                 marked, right = int(not page.lock), int(bool(page.lock))
                 found.append(f"page {name(number)}: PG_mlocked {marked}, model {right}")
         return found
+
+    def _may_go(self, number: int) -> bool:
+        """Reclaim may take the page at any time: it is not locked. (Of a file, shared memory
+        too, nothing is left in the page table; of private memory a swap entry is.)"""
+        return not self.space.pages[number].lock
 
     def _boundaries(self, seen: Seen) -> list[str]:
         space = self.space

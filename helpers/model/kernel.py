@@ -32,7 +32,13 @@ BASE = 1 << 33
 _FD = 9  # the memfd, there
 
 _MCL = {"current": libc.MCL_CURRENT, "future": libc.MCL_FUTURE, "onfault": libc.MCL_ONFAULT}
-_PROT = {"none": 0, "r": libc.PROT_READ, "rw": libc.PROT_RW, "rx": libc.PROT_READ | libc.PROT_EXEC}
+_PROT = {
+    "none": 0,
+    "r": libc.PROT_READ,
+    "rw": libc.PROT_RW,
+    "rx": libc.PROT_READ | libc.PROT_EXEC,
+    "w": libc.PROT_WRITE,
+}
 _ADVICE = {name: getattr(libc, "MADV_" + name.upper()) for name in script.ADVICE}
 _SINCE = {"dontneed_locked": "5.18", "populate_read": "5.14", "populate_write": "5.14"}
 _OPTIONS = {"locked": libc.MAP_LOCKED, "populate": libc.MAP_POPULATE,
@@ -58,6 +64,8 @@ class Seen:
     """First page of each VMA → its VmFlags are those of the VMA before it."""
     present: set[int]
     swapped: set[int]
+    of_file: set[int]
+    """Present pages that are the file's, or shared anonymous: not a copy of the process's own."""
     fixed_locks: set[str]
     special_locks: set[str]
     marks: dict[int, bool]
@@ -199,11 +207,12 @@ class Machine:
         first, count, kind, prot = call.args
         assert isinstance(first, int)
         assert isinstance(count, int)
-        how = libc.MAP_FIXED | sum(_OPTIONS[o] for o in call.options)
+        how = libc.MAP_FIXED | sum(_OPTIONS.get(o, 0) for o in call.options)
         how |= libc.MAP_PRIVATE if "private" in str(kind) else libc.MAP_SHARED
         fd, offset = -1, 0
         if str(kind).startswith("memfd"):
-            fd, offset = _FD, first * PAGE
+            at = call.option("at")
+            fd, offset = _FD, (first if at is None else at) * PAGE
         else:
             how |= libc.MAP_ANONYMOUS
         self.bare.call("mmap", self.at(first), count * PAGE, _PROT[str(prot)], how, fd, offset)
@@ -314,7 +323,17 @@ class Machine:
         smaps, _, status, _ = self._files()
         text = os.pread(status, 8192, 0)
         seen = Seen(
-            _kb(text, b"VmLck:"), _kb(text, b"VmSize:"), {}, {}, set(), set(), set(), set(), {}, {}
+            _kb(text, b"VmLck:"),
+            _kb(text, b"VmSize:"),
+            {},
+            {},
+            set(),
+            set(),
+            set(),
+            set(),
+            set(),
+            {},
+            {},
         )
         before: tuple[int, bytes] | None = None
         for start, end, perms, offset, inode, flags in _VMA.findall(_whole(smaps)):
@@ -363,7 +382,9 @@ class Machine:
                     if seen.pages.get(number, ("-",))[0][0] == "r":
                         at = addr + index * PAGE
                         seen.contents[number] = os.pread(memory, 1, at)[0]
-                    if self.marks and not word & pagemap.FILE_OR_SHARED:
+                    if word & pagemap.FILE_OR_SHARED:
+                        seen.of_file.add(number)
+                    elif self.marks:
                         numbers[number] = word & pagemap.PFN_MASK
                 elif word & pagemap.SWAPPED:
                     seen.swapped.add(number)

@@ -12,6 +12,7 @@
     brk 3                        # the program break, 3 pages above where it was at first
     mlock h1 2                   # hN: page N of the heap that brk made
     limit size-1                 # soft RLIMIT_MEMLOCK; size: what is mapped now
+    limit locked+2               # locked: what VmLck counts now
 
 :data:`CALLS` lists every call. Nothing is expected in a script: what is right is said by the
 model (:mod:`helpers.model.space`), step by step.
@@ -32,16 +33,16 @@ MAX = -1
 """``max`` as a count: SIZE_MAX bytes."""
 
 KINDS = ("private", "shared", "memfd", "memfd-private")
-PROTS = ("none", "r", "rw", "rx")
+PROTS = ("none", "r", "rw", "rx", "w")
 ADVICE = (
-    "dontneed", "dontneed_locked", "free", "cold", "populate_read", "populate_write",
+    "dontneed", "dontneed_locked", "free", "cold", "pageout", "populate_read", "populate_write",
     "dontfork", "dofork", "wipeonfork", "keeponfork",
 )  # fmt: skip
 MCL = ("current", "future", "onfault")
 MSYNC = ("async", "sync", "invalidate", "sync+invalidate", "async+invalidate")
 
 CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "mmap": (("page", "count", "kind", "prot"), ("locked", "populate", "nonblock")),
+    "mmap": (("page", "count", "kind", "prot"), ("locked", "populate", "nonblock", "at=")),
     "munmap": (("page", "count"), ()),
     "mprotect": (("page", "count", "prot"), ()),
     "mremap": (("page", "count", "count"), ("to=", "dontunmap")),
@@ -62,12 +63,14 @@ CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fork": ((), ()),
     "exit": ((), ()),
 }
-"""Name → its arguments by kind, and its options. ``to=PAGE`` makes mremap move there.
+"""Name → its arguments by kind, and its options. ``to=PAGE`` makes mremap move there; ``at=PAGE``
+is the page of the memfd that mmap begins with (else that of the same number as in the arena).
 
 ``page``, ``count``: whole pages of the arena. ``where``, ``length``: halves too, ``hN`` for the
 heap, ``max``, length 0. ``touched``: as page, or hN. ``how``: flags of mlock2 (0, onfault, or a
 number). ``mcl``: current, future, onfault, joined by +, or a number. ``size``: pages of the memfd.
-``break``: pages. ``limit``: pages, halves too; ``unlimited``; ``size`` or ``size-N``. ``state``: on
+``break``: pages. ``limit``: pages, halves too; ``unlimited``; ``size`` or
+``locked``, with +N or -N. ``state``: on
 or off, of CAP_IPC_LOCK.
 """
 
@@ -134,7 +137,7 @@ def _argument(kind: str, text: str) -> int | float | str:
     if kind == "length":
         return MAX if text == "max" else _number(text, True)
     if kind == "limit":
-        if re.fullmatch(r"unlimited|size(-\d+)?", text):
+        if re.fullmatch(r"unlimited|(size|locked)([+-]\d+)?", text):
             return text
         return _number(text, True)
     if kind == "how":
@@ -180,7 +183,7 @@ def _check_range(call: Call) -> None:
         first, count = call.args[0], call.args[1]
         assert not isinstance(first, str)
         assert not isinstance(count, str)
-        if kinds[1] == "count" and count < 1:
+        if kinds[1] == "count" and count < 1 and call.name != "mremap":
             raise ScriptError(f"{call}: a count of 1 or more")
         low, high = (HEAP, HEAP + HEAP_PAGES) if first >= HEAP else (0, ARENA)
         # A page behind the arena may be asked for: nothing is ever there.
@@ -195,8 +198,12 @@ def _check_range(call: Call) -> None:
         target = call.option("to")
         if new < 1 or (first if target is None else target) + new > ARENA:
             raise ScriptError(f"{call}: the arena ends at {ARENA}")
+        if call.args[1] == 0 and target is None:
+            raise ScriptError(f"{call}: length 0 wants to=PAGE")
         if "dontunmap" in call.options and target is None:
             raise ScriptError(f"{call}: dontunmap wants to=PAGE")
+    if (call.option("at") or 0) > 4 * ARENA:
+        raise ScriptError(f"{call}: the file may have at most {4 * ARENA} pages")
     if call.name == "brk" and not 0 <= int(call.args[0]) <= HEAP_PAGES:
         raise ScriptError(f"{call}: 0 to {HEAP_PAGES} pages")
     if call.name == "truncate" and int(call.args[0]) > 4 * ARENA:

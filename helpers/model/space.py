@@ -60,7 +60,7 @@ class Page:
     present: bool = False
     own: bool = False  # private memory with a page of its own, not the zero page or the file's
     value: int | None = 0  # its first byte; None: not known
-    shared: bool = False  # a fork has put it into two processes: page flags are not exact
+    blurred: bool = False  # was in two processes, or paged out: PG_mlocked is not exact
     family: int = 0  # equal, not 0: one anon_vma, so that neighbours merge for certain
 
     @property
@@ -70,6 +70,10 @@ class Page:
     @property
     def writable(self) -> bool:
         return "w" in self.prot
+
+    @property
+    def readable(self) -> bool:
+        return self.prot != "none" and "r" in self.prot
 
     @property
     def shown(self) -> tuple[str, str, tuple[str, ...], int | None]:
@@ -193,7 +197,7 @@ class Space:
             page.file.cache.setdefault(page.offset, 0)
         if page.private and write and not page.own:
             page.value = 0 if page.file is None else page.file.cache[page.offset]
-            page.own, page.shared = True, False
+            page.own, page.blurred = True, False
         page.present = True
         self.maybe.discard(number)
         return True
@@ -267,7 +271,8 @@ class Space:
         if lock and not self._room(count):
             return "EAGAIN"
         file = None if kind == "private" else File(count) if kind == "shared" else self.memfd
-        base = first if kind != "shared" else 0
+        at = call.option("at")
+        base = 0 if kind == "shared" else first if at is None or file is None else at
         numbers = range(first, first + count)
         self._forget(numbers)
         for number in numbers:
@@ -381,8 +386,8 @@ class Space:
         first, old, new = (int(a) for a in call.args)
         target = call.option("to")
         stays = "dontunmap" in call.options
-        if first not in self.pages or old == 0:
-            raise Unfit(f"{call}: not modelled from a hole or of length 0")
+        if first not in self.pages or (not old and target == first):
+            raise Unfit(f"{call}: not modelled from a hole, or from what it unmaps")
         if target is not None and first < target + new and target < first + old:
             return "EINVAL"
         if stays and old != new:
@@ -405,6 +410,8 @@ class Space:
             old = new
         only = self.pages[first].kind == "private" or not self.differs("dontunmap-anonymous-only")
         if stays and not only:
+            return "EINVAL"
+        if not old and self.pages[first].private:
             return "EINVAL"
         if locked and new > old and not self._room(new - old):
             return "EAGAIN"
@@ -432,7 +439,7 @@ class Space:
         for number in numbers:
             page = copy.copy(like)
             page.offset = like.offset + number - at
-            page.present = page.own = page.shared = False
+            page.present = page.own = page.blurred = False
             page.value = 0
             self.pages[number] = page
 
@@ -446,7 +453,7 @@ class Space:
         for number, page in moved.items():
             if stays:
                 kept = copy.copy(page)
-                kept.present = kept.own = kept.shared = False
+                kept.present = kept.own = kept.blurred = False
                 kept.lock, kept.value = "", 0
                 if kept.private:
                     kept.family = next(_families)
@@ -456,8 +463,9 @@ class Space:
         if stays and head.lock and self.differs("dontunmap-leaks-vmlck"):
             self.leaked += old
         self.pages.update(moved)
+        # Of length 0, it is the same memory mapped a second time.
         more = range(target + old, target + new)
-        self._extend(self.pages[target], target, more)
+        self._extend(head, target, more)
         self.loose |= {first, first + old, target, target + new}
         if head.lock:
             self._populate_each(more)
@@ -466,6 +474,9 @@ class Space:
         first, last = self._span(call)
         advice = call.args[2]
         if advice in {"populate_read", "populate_write"}:
+            trailing = last > max((n for n in self.pages if n < HEAP), default=-1) + 1
+            if trailing and self.differs("populate-looks-behind-holes"):
+                raise Unfit(f"{call}: a hole with nothing mapped behind it is not modelled here")
             return self._advise_populate(range(first, last), advice == "populate_write")
         hole = False
         for number in range(first, last):
@@ -493,8 +504,12 @@ class Space:
                 return False
             if page.own:
                 page.value = None  # zero once it was taken, which may be at any time
+        elif advice == "pageout":
+            page.blurred = True
+            if page.present:
+                self.maybe.add(number)
         elif advice in {"dontneed", "dontneed_locked"}:
-            page.present = page.own = page.shared = False
+            page.present = page.own = page.blurred = False
             page.value = 0
         return True
 
@@ -503,20 +518,18 @@ class Space:
             page = self.pages.get(number)
             if page is None:
                 return self._populate_hole(number, write)
-            if page.prot == "none" or (write and not page.writable):
+            if not (page.writable if write else page.readable):
                 return "EINVAL"
             if not self._fault(number, write):
                 return "EFAULT"
         return "ok"
 
     def _populate_hole(self, number: int, write: bool) -> str:
-        if not self.differs("populate-looks-behind-holes"):
-            return "ENOMEM"
         behind = min((n for n in self.pages if number < n <= ARENA), default=None)
-        if behind is None:
-            raise Unfit("MADV_POPULATE of a hole with nothing mapped behind it: not modelled here")
+        if behind is None or not self.differs("populate-looks-behind-holes"):
+            return "ENOMEM"
         page = self.pages[behind]
-        return "EINVAL" if page.prot == "none" or (write and not page.writable) else "EFAULT"
+        return "EFAULT" if (page.writable if write else page.readable) else "EINVAL"
 
     def _msync(self, call: Call) -> str:
         first, last = self._span(call)
@@ -533,12 +546,15 @@ class Space:
         found: list[bool | None] = []
         for number in range(*self._span(call)):
             page = self.pages[number]
-            cached = page.file is not None and page.offset in page.file.cache
-            cached = cached and page.file is not None and page.offset < page.file.size
-            found.append(page.present or cached)
+            # What was there once, and is not mapped, may be in memory or in swap.
+            used = page.own or (page.file is not None and page.offset in page.file.cache)
+            found.append(True if page.present else None if used else False)
         return found
 
     def _touch(self, call: Call, write: bool) -> str:
+        touched = [self.pages.get(n) for n in range(*self._span(call))]
+        if not write and any(p is not None and p.prot == "w" for p in touched):
+            raise Unfit(f"{call}: whether write-only memory can be read is the processor's")
         for number in range(*self._span(call)):
             page = self.pages.get(number)
             if page is None or page.prot == "none" or (write and not page.writable):
@@ -580,7 +596,7 @@ class Space:
         """Pages behind the end of the memfd are gone, private copies of them too."""
         for page in self.pages.values():
             if page.file is self.memfd and page.offset >= page.file.size:
-                page.present = page.own = page.shared = False
+                page.present = page.own = page.blurred = False
                 page.value = 0
 
     def _brk(self, call: Call) -> str:
@@ -602,11 +618,17 @@ class Space:
         if wanted == "unlimited":
             self.limit = INFINITE
         elif isinstance(wanted, str):
-            self.limit = max(0, self.size - int(wanted[5:] or 0))
+            self.limit = self.limit_of(wanted)
         else:
             self.limit = int(wanted)
-        self.permitted = bool(self.limit or wanted)
+        self.permitted = self.limit > 0 or wanted == 0.5
         return "ok"
+
+    def limit_of(self, text: str) -> int:
+        """``size`` or ``locked`` with what is added or taken: in pages, 0 or more."""
+        word = "size" if text.startswith("size") else "locked"
+        now = self.size if word == "size" else self.vmlck
+        return max(0, now + int(text.removeprefix(word) or 0))
 
     def _capability(self, call: Call) -> str:
         self.capable = call.args[0] == "on"
@@ -631,11 +653,11 @@ class Space:
             if "dc" in page.flags:
                 continue
             if page.own:
-                page.shared = True
+                page.blurred = True
             copied = copy.copy(page)
             copied.lock = ""
             if "wf" in page.flags:
-                copied.present = copied.own = copied.shared = False
+                copied.present = copied.own = copied.blurred = False
                 copied.value = copied.family = 0
             elif copied.present and not copied.own:
                 copied.present = False
