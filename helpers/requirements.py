@@ -155,7 +155,7 @@ def missing(requirement: str, survey: Mapping[str, Facility], budget: int) -> Mi
         if size <= budget:
             return None
         return Missing(
-            name, "more than the memory budget", f"{size // 1024} kB of {budget // 1024} kB",
+            requirement, "more than the memory budget", f"{size // 1024} kB of {budget // 1024} kB",
             f"--memory-budget {size // (1 << 20) + 1}M",
         )  # fmt: skip
     return _facility(name, survey)

@@ -45,7 +45,7 @@ def differs(name: str) -> bool:
     return {
         "dontunmap-anonymous-only": _dontunmap_anonymous_only,
         "mremap-unmaps-first": _mremap_unmaps_first,
-        "populate-looks-behind-holes": _populate_looks_behind_holes,
+        "populate-passes-holes": _populate_passes_holes,
         "marks-by-population": _marks_by_population,
     }[name]()
 
@@ -67,7 +67,7 @@ def _dontunmap_anonymous_only() -> bool:
         libc.munmap(addr, PAGE)
 
 
-def _populate_looks_behind_holes() -> bool:
+def _populate_passes_holes() -> bool:
     addr = libc.mmap(0, 2 * PAGE, libc.PROT_NONE)
     libc.munmap(addr, PAGE)
     seen = libc.outcome(libc.madvise, addr, 2 * PAGE, libc.MADV_POPULATE_READ)
