@@ -141,6 +141,9 @@ class Pair:
             self.spaces.append(child)
         elif call.name == "exit":
             self.spaces.pop()
+            forks = [n for n, c in enumerate(self.calls) if c.name == "fork"]
+            if any("lock" in str(c) for c in self.calls[forks[-1] :]):
+                self.space.blur()
         elif call.name == "truncate":
             for space in self.spaces:
                 space.cut()  # the file is the same in parent and child

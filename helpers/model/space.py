@@ -633,6 +633,11 @@ class Space:
 
     _exit = _fork
 
+    def blur(self) -> None:
+        """A child has locked pages that it shared with us: PG_mlocked of ours is not exact."""
+        for page in self.pages.values():
+            page.blurred = page.own
+
     def forked(self) -> Space:
         """The child's space: nothing locked, no MCL_FUTURE; files are the same."""
         child = copy.copy(self)
@@ -646,9 +651,8 @@ class Space:
         for number, page in self.pages.items():
             if "dc" in page.flags:
                 continue
-            if page.own:
-                page.blurred = True
             copied = copy.copy(page)
+            copied.blurred = page.own
             copied.lock = ""
             if "wf" in page.flags:
                 copied.present = copied.own = copied.blurred = False
