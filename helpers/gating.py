@@ -58,9 +58,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--model-steps",
         type=int,
-        default=1500,
+        default=2500,
         metavar="N",
-        help="steps of each random comparison of kernel and model (default 1500)",
+        help="steps of each random comparison of kernel and model (default 2500)",
     )
     group.addoption(
         "--seed",

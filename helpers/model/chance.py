@@ -84,7 +84,7 @@ class Dice:
         if kind == "prot":
             return self.one(("rw", "rw", "rw", "rw", "r", "r", "none", "none", "rx", "w"))
         if kind == "how":
-            return ("onfault", 0, "onfault", 2)[self.pick(4)] if self.pick(8) else "onfault"
+            return 2 if self.pick(12) == 11 else ("onfault", 0)[self.pick(2)]
         if kind == "mcl":
             if self.pick(12) == 11:
                 return (0, 8, 15, 16)[self.pick(4)]
@@ -101,7 +101,7 @@ class Dice:
             if how in {3, 4, 5}:
                 return self.one(("locked", "locked+1", "locked+4", "locked-1"))
             if how == 2:
-                return self.one(("unlimited", "unlimited"))
+                return "unlimited"
             return (self.pick(40), 0, 0.5, 1.5)[max(0, self.pick(12) - 8)]
         if kind == "state":
             return self.one(("off", "on"))
