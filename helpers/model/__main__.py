@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     2: one line says why it could not be run."""
     parser = argparse.ArgumentParser(
         prog="python -m helpers.model", description=__doc__,
-        epilog="calls:\n" + script.listing() + "\n" + (script.CALLS.__doc__ or ""),
+        epilog=f"calls, one a line:\n{script.listing()}\n\n{script.ARGUMENTS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)

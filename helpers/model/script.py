@@ -14,7 +14,7 @@
     limit size-1                 # soft RLIMIT_MEMLOCK; size: what is mapped now
     limit locked+2               # locked: what VmLck counts now
 
-:data:`CALLS` lists every call. Nothing is expected in a script: what is right is said by the
+``python -m helpers.model --help`` lists every call. Nothing is expected in a script: what is right is said by the
 model (:mod:`helpers.model.space`), step by step.
 """
 
@@ -63,16 +63,18 @@ CALLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fork": ((), ()),
     "exit": ((), ()),
 }
-"""Name → its arguments by kind, and its options. ``to=PAGE`` makes mremap move there; ``at=PAGE``
-is the page of the memfd that mmap begins with (else that of the same number as in the arena).
+"""Name → its arguments by kind, and its options."""
 
-``page``, ``count``: whole pages of the arena. ``where``, ``length``: halves too, ``hN`` for the
-heap, ``max``, length 0. ``touched``: as page, or hN. ``how``: flags of mlock2 (0, onfault, or a
-number). ``mcl``: current, future, onfault, joined by +, or a number. ``size``: pages of the memfd.
-``break``: pages. ``limit``: pages, halves too; ``unlimited``; ``size`` or
-``locked``, with +N or -N. ``state``: on
-or off, of CAP_IPC_LOCK.
-"""
+ARGUMENTS = f"""PAGE, COUNT: whole pages of the arena (0 to {ARENA - 1}).
+WHERE, LENGTH: halves too; hN is page N of the heap; max is SIZE_MAX bytes; length 0 is allowed.
+TOUCHED: a page, or hN. KIND: {", ".join(KINDS)}. PROT: {", ".join(PROTS)}.
+ADVICE: {", ".join(ADVICE)}.
+HOW, the flags of mlock2: 0, onfault, or a number. MCL: {", ".join(MCL)}, joined by +, or a number.
+SYNC: {", ".join(MSYNC)}.
+SIZE: pages of the memfd. BREAK: pages of heap. STATE, of CAP_IPC_LOCK: on, off.
+LIMIT: pages, halves too; unlimited; size (what is mapped) or locked (VmLck), with +N or -N.
+to=PAGE: where mremap moves to. at=PAGE: page of the memfd that mmap begins with (else that of
+the same number as in the arena)."""
 
 
 class ScriptError(ValueError):
