@@ -14,8 +14,8 @@
     limit size-1                 # soft RLIMIT_MEMLOCK; size: what is mapped now
     limit locked+2               # locked: what VmLck counts now
 
-``python -m helpers.model --help`` lists every call. Nothing is expected in a script: what is right is said by the
-model (:mod:`helpers.model.space`), step by step.
+``python -m helpers.model --help`` lists every call. Nothing is expected in a script: what is
+right is said by the model (:mod:`helpers.model.space`), step by step.
 """
 
 from __future__ import annotations
