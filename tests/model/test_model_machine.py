@@ -79,8 +79,11 @@ def test_state_machine_finds_no_difference(request):
             database=None, suppress_health_check=list(HealthCheck), verbosity=Verbosity.quiet,
             phases=[Phase.generate, Phase.shrink], report_multiple_bugs=False,
         )  # fmt: skip
+        found = None
         try:
             run_state_machine_as_test(seed(chosen)(machine), settings=how)
-        except Divergence as found:
+        except Divergence as why:
+            found = why
+        if found is not None:
             pytest.fail(found.report(f"--seed {chosen}, Hypothesis"), pytrace=False)
         assert machine.steps >= steps // 4, "Hypothesis made steps enough to speak of"
