@@ -163,9 +163,9 @@ class Bare:
         """Address of a call's payload in the bare process."""
         return self.buffer + _PAYLOAD
 
-    def store(self, addr: int) -> None:
-        """Write one byte at ``addr``; ChildKilled if the kernel answers with a signal."""
-        self._ask(_STORE, (addr, 0x5A))
+    def store(self, addr: int, byte: int = 0x5A) -> None:
+        """Write ``byte`` at ``addr``; ChildKilled if the kernel answers with a signal."""
+        self._ask(_STORE, (addr, byte))
 
     def mmap(
         self,

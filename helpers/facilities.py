@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import importlib.util
 import os
 import shutil
 import socket
@@ -525,7 +526,7 @@ def _movable_block() -> None:
     if not blocks:
         raise Unavailable(
             "no block of memory may be taken away", "none is in ZONE_MOVABLE alone",
-            "boot with movablecore=256M (vm.py --append movablecore=256M)",
+            "boot with movablecore=256M (tox run -e vm -- --append movablecore=256M KERNEL)",
         )  # fmt: skip
     for folder in blocks.values():
         if not os.access(folder / "state", os.W_OK):
@@ -537,7 +538,7 @@ def _two_nodes() -> None:
     if len(found) < 2:
         raise Unavailable(
             "memory is on one node", f"nodes with memory: {found}",
-            "a machine with two NUMA nodes (vm.py --numa)",
+            "a machine with two NUMA nodes (tox run -e vm -- --numa KERNEL)",
         )  # fmt: skip
     with memory.mapping("private", 1) as page:
         page.touch()
@@ -726,6 +727,13 @@ def _uffd_protect() -> None:
             ) from None
 
 
+def _hypothesis() -> None:
+    if importlib.util.find_spec("hypothesis") is None:
+        raise Unavailable(
+            "Hypothesis is not installed", "", "pip install 'hypothesis>=6.100' (group model)"
+        )
+
+
 PROBES: dict[str, Callable[[], None]] = {
     "lock-calls": _lock_calls,
     "smaps-flags": _smaps_flags,
@@ -784,6 +792,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "uffd-protect": _uffd_protect,
     "uffd-user-mode": _uffd_user_mode,
     "userfaultfd": _userfaultfd,
+    "hypothesis": _hypothesis,
 }
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""
 

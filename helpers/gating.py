@@ -56,6 +56,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "(default: the temporary folder)",
     )
     group.addoption(
+        "--model-steps",
+        type=int,
+        default=2500,
+        metavar="N",
+        help="steps of each random comparison of kernel and model (default 2500)",
+    )
+    group.addoption(
+        "--seed",
+        "--model-seed",
+        "--concurrency-seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="seed of the random cases in tests/model and tests/concurrency (default 1)",
+    )
+    group.addoption(
         "--fail-on-deviation",
         action="store_true",
         help="exit with 1 if the kernel shows a known deviation",
@@ -81,6 +97,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"memlock-tests: --require: {error}") from None
     if config.getoption("--deadline") <= 0:
         raise pytest.UsageError("memlock-tests: --deadline wants seconds above 0")
+    if config.getoption("--model-steps") <= 0:
+        raise pytest.UsageError("memlock-tests: --model-steps wants a number above 0")
     config.stash[budget_key] = budget(config.getoption("--memory-budget"))
     if directory := config.getoption("--file-dir"):
         if not (os.path.isdir(directory) and os.access(directory, os.W_OK)):

@@ -42,12 +42,16 @@ _ORDER = (
     "remap_file_pages", "capget", "capset", "move_pages", "mbind", "set_mempolicy",
     "userfaultfd", "memfd_create", "perf_event_open", "migrate_pages",
     "io_setup",
+    "clone", "exit", "wait4", "getpid",
+    "prctl",
 )  # fmt: skip
 _GENERIC = (
     228, 229, 230, 231, 284, 232, 233, 227, 216, 215, 226, 214,
     234, 90, 91, 239, 235, 237, 282, 279,
     241, 238,
     0,
+    220, 93, 260, 172,
+    167,
 )  # fmt: skip
 _NUMBERS: dict[str, tuple[int, ...]] = {
     "x86_64": (
@@ -55,30 +59,40 @@ _NUMBERS: dict[str, tuple[int, ...]] = {
         216, 125, 126, 279, 237, 238, 323, 319,
         298, 256,
         206,
+        56, 60, 61, 39,
+        157,
     ),
     "i386": (
         150, 151, 152, 153, 376, 218, 219, 144, 163, 91, 125, 45,
         257, 184, 185, 317, 274, 276, 374, 356,
         336, 294,
         245,
+        120, 1, 114, 20,
+        172,
     ),
     "arm": (
         150, 151, 152, 153, 390, 219, 220, 144, 163, 91, 125, 45,
         253, 184, 185, 344, 319, 321, 388, 385,
         364, 400,
         243,
+        120, 1, 114, 20,
+        172,
     ),
     "ppc64le": (
         150, 151, 152, 153, 378, 206, 205, 144, 163, 91, 125, 45,
         239, 183, 184, 301, 259, 261, 364, 360,
         319, 258,
         227,
+        120, 1, 114, 20,
+        171,
     ),
     "s390x": (
         150, 151, 152, 153, 374, 218, 219, 144, 163, 91, 125, 45,
         267, 184, 185, 310, 268, 270, 355, 350,
         331, 287,
         243,
+        120, 1, 114, 20,
+        172,
     ),
     "aarch64": _GENERIC,
     "riscv64": _GENERIC,
@@ -387,3 +401,11 @@ def read(addr: int, length: int) -> bytes:
 def fill(addr: int, byte: int, length: int) -> None:
     """Write ``byte`` over ``length`` bytes: one C loop, no interpreter work between pages."""
     ctypes.memset(addr, byte, length)
+
+
+_read = _wrapper("read", _int, _addr, _size)
+
+
+def read_into(fd: int, addr: int, length: int) -> int:
+    """read(2) into memory at ``addr``: bytes read; OSError EFAULT where nothing is writable."""
+    return _read(fd, addr, length)

@@ -1,0 +1,99 @@
+"""Threads that meet in the kernel: the same range, the same pages, calls at the same time.
+
+ctypes gives up the interpreter's lock during a call, so calls of several threads do run, and
+wait for each other, inside the kernel. What each thread does follows from the seed alone; how
+they interleave does not, so a failure may want several runs with the seed it names.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from helpers import libc, lru
+from helpers.memory import Region
+from helpers.observe import account, maps, pagemap, status
+
+Worker = Callable[[random.Random], object]
+
+
+def run(workers: Sequence[Worker], rounds: int, seed: int, pinned: bool = False) -> None:
+    """Each worker in a thread of its own, ``rounds`` times, all from one barrier on.
+
+    ``pinned``: each thread keeps to one CPU, so that a call's work is in one CPU's batches.
+    Raises the first exception of a worker, once all have ended.
+    """
+    barrier = threading.Barrier(len(workers))
+    failures: list[BaseException] = []
+
+    def work(index: int, worker: Worker) -> None:
+        dice = random.Random(f"{seed}:{index}")
+        try:
+            if pinned:
+                keep_to_cpu(index)
+            barrier.wait()
+            for _ in range(rounds):
+                worker(dice)
+        except BaseException as error:
+            failures.append(error)
+
+    saved = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=pair) for pair in enumerate(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(saved)
+    if failures:
+        raise failures[0]
+
+
+def keep_to_cpu(index: int) -> None:
+    """Keep this thread on one CPU of those it may use, the next for each index."""
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpus[index % len(cpus)]})
+
+
+def part(region: Region, dice: random.Random) -> tuple[int, int]:
+    """Address and length of some pages of the region, from the first byte of the first on."""
+    first = dice.randrange(region.pages)
+    pages = dice.randint(1, region.pages - first)
+    return region.at(first), pages * libc.PAGE
+
+
+def drain_everywhere() -> None:
+    """Empty the batches of each CPU that this process may use; then as before."""
+    saved = os.sched_getaffinity(0)
+    try:
+        for cpu in saved:
+            os.sched_setaffinity(0, {cpu})
+            lru.drain()
+    finally:
+        os.sched_setaffinity(0, saved)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What must hold of a process at rest, whatever happened before. Counts in pages."""
+
+    vmlck: int
+    lo: int
+    absent: tuple[int, ...]
+    """Pages of the region that are ``lo`` without ``lf``, and not present."""
+
+
+def audit(region: Region) -> Audit:
+    """The witnesses of this process, and residency of a region whose memory is readable."""
+    vmlck = status.vmlck_pages()
+    lo = maps.locked_kb() // libc.PAGE_KB
+    letters = account.pages(region)
+    there = pagemap.present(region.addr, region.pages)
+    absent = tuple(n for n in range(region.pages) if letters[n] == account.LOCKED and not there[n])
+    return Audit(vmlck, lo, absent)

@@ -1,0 +1,226 @@
+"""Threads of one process that lock, unlock, fault, fork and unmap the same range."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from helpers import libc, privilege, process, race
+from helpers.libc import PAGE
+from helpers.memory import mapping
+from helpers.observe import pagemap, status
+
+pytestmark = [
+    pytest.mark.needs("smaps-flags"),
+    pytest.mark.source("mlock(2), munlock(2); Documentation/mm/process_addrs.rst"),
+]
+
+PAGES = 12
+ROUNDS = 400
+
+
+class Hands:
+    """What threads do with a region; each outcome is kept."""
+
+    def __init__(self, region):
+        self.region = region
+        self.outcomes = set()
+
+    def note(self, function, *args):
+        self.outcomes.add((function.__name__, libc.outcome(function, *args)))
+
+    def lock(self, dice):
+        how = libc.MLOCK_ONFAULT if dice.random() < 0.3 else 0
+        self.note(libc.mlock2, *race.part(self.region, dice), how)
+
+    def unlock(self, dice):
+        self.note(libc.munlock, *race.part(self.region, dice))
+
+    def fault(self, dice):
+        addr, size = race.part(self.region, dice)
+        # /dev/zero is read into memory by the kernel: a hole is EFAULT, no signal.
+        fd = os.open("/dev/zero", os.O_RDONLY)
+        try:
+            self.note(libc.read_into, fd, addr, size)
+        finally:
+            os.close(fd)
+
+    def drop(self, dice):
+        self.note(libc.madvise, *race.part(self.region, dice), libc.MADV_DONTNEED)
+
+    def protect(self, dice):
+        prot = dice.choice([libc.PROT_READ, libc.PROT_RW])
+        self.note(libc.mprotect, *race.part(self.region, dice), prot)
+
+    def replace(self, dice):
+        addr, size = race.part(self.region, dice)
+        locked = libc.MAP_LOCKED if dice.random() < 0.3 else 0
+        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED | locked
+        self.note(libc.mmap, addr, size, libc.PROT_RW, how)
+
+    def unmap(self, dice):
+        self.note(libc.munmap, *race.part(self.region, dice))
+
+    def hop(self, dice):
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {dice.choice(cpus)})
+        os.sched_setaffinity(0, cpus)
+
+    def fork(self, dice):
+        if dice.random() < 0.1:
+            child = process.run(lambda: race.audit(self.region))
+            assert (child.vmlck, child.lo) == (0, 0), "a child forked in between has no lock"
+
+
+def at_rest(region, seed):
+    """The invariants; then everything is unlocked, and nothing is left."""
+    seen = race.audit(region)
+    assert seen.vmlck == seen.lo, f"VmLck is the sum of the lo VMAs (--seed {seed})"
+    assert seen.absent == (), f"every page that is lo is present (--seed {seed})"
+    libc.munlockall()
+    seen = race.audit(region)
+    assert (seen.vmlck, seen.lo) == (0, 0), f"munlockall leaves no lock (--seed {seed})"
+
+
+def marks(region):
+    race.drain_everywhere()
+    return pagemap.snapshot(region.addr, region.pages)
+
+
+# mmap(MAP_FIXED | MAP_LOCKED) is counted beside what it replaces: EAGAIN at a low limit.
+@pytest.mark.needs("lock:16")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("lock", "unlock"),
+        ("lock", "unlock", "fault", "drop"),
+        ("lock", "lock", "unlock", "protect"),
+        ("lock", "unlock", "fault", "replace"),
+        ("lock", "unlock", "unmap", "replace"),
+        ("lock", "unlock", "fault", "hop"),
+        ("lock", "unlock", "fork"),
+    ],
+    ids="-".join,
+)
+def test_races_leave_exact_account(request, names):
+    """However the calls of several threads on one range interleave, afterwards VmLck is the sum
+    of the lo VMAs, every locked page is present, and munlockall leaves nothing."""
+    seed = request.config.getoption("--seed")
+    with mapping("private", PAGES) as region:
+        hands = Hands(region)
+        race.run([getattr(hands, name) for name in names], ROUNDS, seed)
+        allowed = {"ok", "ENOMEM", "EINVAL", "EFAULT", "EAGAIN"}
+        assert {o for _, o in hands.outcomes} <= allowed, f"--seed {seed}: {hands.outcomes}"
+        at_rest(region, seed)
+
+
+@pytest.mark.needs("lock:16", "kpageflags")
+def test_races_leave_pages_that_can_be_locked_and_unlocked(request):
+    """After threads on several CPUs have locked and unlocked the same pages, one more lock
+    marks every page mlocked, and one more unlock leaves none."""
+    seed = request.config.getoption("--seed")
+    with mapping("private", PAGES) as region:
+        region.touch()
+        race.drain_everywhere()
+        hands = Hands(region)
+        race.run([hands.lock, hands.unlock, hands.lock, hands.unlock], ROUNDS, seed, pinned=True)
+        libc.munlock(region.addr, region.size)
+        assert not any(marks(region).mlocked), f"no page stays mlocked (--seed {seed})"
+        libc.mlock(region.addr, region.size)
+        assert all(marks(region).mlocked), f"every page is mlocked again (--seed {seed})"
+        libc.munlock(region.addr, region.size)
+        assert not any(marks(region).mlocked), f"and none after munlock (--seed {seed})"
+
+
+@pytest.mark.needs("lock-all")
+def test_mlockall_races_with_mlock(request):
+    """mlockall and munlockall by one thread, while others lock, unlock and map, neither lose
+    nor invent locked pages."""
+    seed = request.config.getoption("--seed")
+    kinds = [
+        libc.MCL_CURRENT | libc.MCL_ONFAULT,
+        libc.MCL_FUTURE,
+        libc.MCL_FUTURE | libc.MCL_ONFAULT,
+    ]
+
+    def everything(dice):
+        libc.mlockall(dice.choice(kinds))
+        if dice.random() < 0.5:
+            libc.munlockall()
+
+    with mapping("private", PAGES) as region:
+        hands = Hands(region)
+        race.run([everything, hands.lock, hands.unlock, hands.replace], 40, seed)
+        seen = race.audit(region)
+        assert seen.vmlck == seen.lo, f"VmLck is the sum of the lo VMAs (--seed {seed})"
+        at_rest(region, seed)
+
+
+@pytest.mark.needs("limit:32")
+def test_threads_reach_the_limit_exactly(request):
+    """Threads that lock a page at a time at once get as many as the limit has, no page more
+    or less: who comes too late gets ENOMEM."""
+    with mapping("private", 64) as region, privilege.limited(32 * PAGE):
+        seen = {0: [], 1: [], 2: [], 3: []}
+
+        def locker(first):
+            todo = iter(range(first, 64, 4))
+            return lambda _: seen[first].append(
+                libc.outcome(libc.mlock, region.at(next(todo)), PAGE)
+            )
+
+        race.run([locker(n) for n in range(4)], 16, request.config.getoption("--seed"))
+        every = [outcome for thread in seen.values() for outcome in thread]
+        assert (every.count("ok"), every.count("ENOMEM")) == (32, 32), "half of the locks fit"
+        assert status.vmlck_pages() == 32, "VmLck is the limit"
+        assert race.audit(region).lo == 32, "so are the lo VMAs"
+
+
+@pytest.mark.needs("lock:8192", "budget:8192")
+@pytest.mark.source("mlock(2); signal(7)")
+def test_signals_during_a_long_lock_leave_it_whole():
+    """A signal handled in the middle of a long mlock leaves it done, or ended by EINTR; the
+    whole range is lo and counted either way."""
+    pages = 8192
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    main = threading.get_ident()
+    begun, ended = threading.Event(), threading.Event()
+    sent = []
+
+    def pester():
+        begun.set()
+        while not ended.is_set():
+            signal.pthread_kill(main, signal.SIGUSR1)
+            sent.append(1)
+
+    with mapping("private", pages) as region:
+        thread = threading.Thread(target=pester)
+        thread.start()
+        begun.wait()
+        outcome = libc.outcome(libc.mlock, region.addr, region.size)
+        ended.set()
+        thread.join()
+        assert sent, "signals were sent"
+        assert outcome in {"ok", "EINTR"}, "done or interrupted"
+        seen = race.audit(region)
+        assert (seen.vmlck, seen.lo) == (pages, pages), "never half accounted"
+        if outcome == "ok":
+            assert seen.absent == (), "done: every page is present"
+
+
+@pytest.mark.needs("lock:8192", "budget:8192", "kpageflags")
+def test_kill_during_a_long_lock_leaves_no_mark():
+    """SIGKILL in the middle of a long mlock of a shared file leaves none of its pages mlocked."""
+    pages = 8192
+    with mapping("memfd-shared", pages) as region:
+        with process.Child() as child:
+            child.start(libc.mlock, region.addr, region.size)
+            while not status.vmlck_pages(child.pid):
+                pass  # the range is counted before its pages come
+            child.kill()
+        region.read()
+        race.drain_everywhere()
+        seen = pagemap.snapshot(region.addr, pages)
+        assert not any(seen.mlocked), "no page stays mlocked"
+        assert status.vmlck_pages() == 0, "and nothing is counted here"
