@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -230,24 +231,36 @@ class Matrix:
         return "\n".join(lines)
 
     def markdown(self) -> str:
-        """A Markdown table of chapters by result: verified/deviates/failed/not verified."""
-        chapters: dict[str, list[list[int]]] = {}
-        order = (Verdict.VERIFIED, Verdict.DEVIATES, Verdict.FAILED, Verdict.NOT_VERIFIED)
-        fold = {Verdict.BROKEN: Verdict.FAILED, Verdict.INCONCLUSIVE: Verdict.NOT_VERIFIED}
-        for index, column in enumerate(self.columns):
+        """A Markdown table, a line a result and a column a chapter.
+
+        A cell is what was verified; behind it, where there are any, how many deviate (D), failed
+        or could not be set up (F), were not verified or inconclusive (N).
+        """
+        fold = {Verdict.BROKEN: "F", Verdict.FAILED: "F", Verdict.DEVIATES: "D"}
+        tables: list[dict[str, Counter[str]]] = []
+        for column in self.columns:
+            table: dict[str, Counter[str]] = {}
             for name, verdict in column.items():
                 parts = name.split("/")
-                chapter = parts[-2] if len(parts) > 1 else "other"
-                table = chapters.setdefault(chapter, [[0] * 4 for _ in self.columns])
-                table[index][order.index(fold.get(verdict, verdict))] += 1
+                letter = "" if verdict is Verdict.VERIFIED else fold.get(verdict, "N")
+                for chapter in (parts[-2] if len(parts) > 1 else "other", "total"):
+                    table.setdefault(chapter, Counter())[letter] += 1
+            tables.append(table)
+        chapters = [*sorted({c for t in tables for c in t} - {"total"}), "total"]
         lines = [
-            "| chapter | " + " | ".join(_cell(label) for label in self.labels) + " |",
-            "|---|" + "---|" * len(self.labels),
+            "| kernel | " + " | ".join(map(_cell, chapters)) + " |",
+            "|---" * (len(chapters) + 1) + "|",
         ]
-        for chapter, table in sorted(chapters.items()):
-            cells = [" / ".join(map(str, counts)) for counts in table]
-            lines.append(f"| {_cell(chapter)} | " + " | ".join(cells) + " |")
-        return "\n".join([*lines, "", "verified / deviates / failed / not verified"])
+        for label, table in zip(self.labels, tables):
+            cells = [
+                " ".join([str(counts[""]), *(f"{n}{x}" for x in "DFN" if (n := counts[x]))])
+                if (counts := table.get(chapter))
+                else ""
+                for chapter in chapters
+            ]
+            lines.append(f"| {_cell(label)} | " + " | ".join(cells) + " |")
+        legend = "verified; D deviates, F failed, N not verified (or inconclusive)"
+        return "\n".join([*lines, "", legend])
 
     def as_json(self) -> str:
         """Every behaviour with its verdicts, in the order of ``results``."""
