@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from helpers import libc, privilege, process, race
+from helpers import libc, numa, privilege, process, race
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import pagemap, status
@@ -67,6 +67,11 @@ class Hands:
         os.sched_setaffinity(0, {dice.choice(cpus)})
         os.sched_setaffinity(0, cpus)
 
+    def migrate(self, dice):
+        addr, size = race.part(self.region, dice)
+        part = self.region.sub((addr - self.region.addr) // PAGE, size // PAGE)
+        self.note(numa.move, part, dice.choice(numa.nodes()))
+
     def fork(self, dice):
         if dice.random() < 0.1:
             child = process.run(lambda: race.audit(self.region))
@@ -100,6 +105,7 @@ def marks(region):
         ("lock", "unlock", "unmap", "replace"),
         ("lock", "unlock", "fault", "hop"),
         ("lock", "unlock", "fork"),
+        pytest.param(("lock", "unlock", "fault", "migrate"), marks=pytest.mark.needs("two-nodes")),
     ],
     ids="-".join,
 )
@@ -110,7 +116,7 @@ def test_races_leave_exact_account(request, names):
     with mapping("private", PAGES) as region:
         hands = Hands(region)
         race.run([getattr(hands, name) for name in names], ROUNDS, seed)
-        allowed = {"ok", "ENOMEM", "EINVAL", "EFAULT", "EAGAIN"}
+        allowed = {"ok", "ENOMEM", "EINVAL", "EFAULT", "EAGAIN", "ENOENT"}
         assert {o for _, o in hands.outcomes} <= allowed, f"--seed {seed}: {hands.outcomes}"
         at_rest(region, seed)
 
