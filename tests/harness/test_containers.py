@@ -68,6 +68,7 @@ class Box:
         self.writable = {path / "out": "/out", path / "vartmp": "/var/tmp"}
         for name in ("proc", "sys", "dev", "tmp", "run", "etc", "suite", "out", "var/tmp", "usr"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
+        (self.root / "tmp").chmod(0o1777)
         for path in self.read_only:  # a runtime would make what is above it for root alone
             (self.root / path.relative_to("/")).mkdir(parents=True, exist_ok=True)
         for name in ("passwd", "group", "ld.so.cache", "os-release"):
@@ -193,7 +194,7 @@ class Bubblewrap:
 
     def start(self, setting: Setting, *command: str) -> subprocess.CompletedProcess[str]:
         box = self.box
-        options = ["--bind", str(box.root), "/", "--proc", "/proc", "--tmpfs", "/tmp"]
+        options = ["--bind", str(box.root), "/", "--proc", "/proc"]
         for path in box.read_only:
             options += ["--ro-bind", str(path), str(path)]
         for path, inside in box.writable.items():
