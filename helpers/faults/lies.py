@@ -373,8 +373,11 @@ def drop_absent(
         if result < 0:
             return
         if call.name in ("mmap", "shmat"):
-            before = [(s, e, list(range(s, e, PAGE)))
-                      for s, e, v in call.locked(*_extent(call)) if which(v) and not v.onfault]  # fmt: skip
+            before = [
+                (start, end, list(range(start, end, PAGE)))
+                for start, end, vma in call.locked(*_extent(call))
+                if which(vma) and not vma.onfault
+            ]
         elif call.name == "mremap" and source:
             before = [(result, result + call.args[2],
                        list(range(result + old, result + call.args[2], PAGE)))]  # fmt: skip
@@ -504,20 +507,24 @@ def child_copied(which: Which) -> Lie:
     return lie
 
 
+def _child_of(call: Call) -> bool:
+    """The call has forked a process with memory of its own."""
+    child = call.known(call.result) if call.result > 0 else None
+    return child is not None and child.parent is call.process and not child.vforked
+
+
 def parent_unlocked(call: Call) -> Telling:
     """fork takes the parent's locks away."""
-    result = yield
-    if result > 0 and call.known(result) and call.known(result).parent is call.process:  # type: ignore[union-attr]
-        if not call.known(result).vforked:  # type: ignore[union-attr]
-            for start, end, _ in call.locked():
-                call.run("munlock", start, end - start)
+    yield
+    if _child_of(call):
+        for start, end, _ in call.locked():
+            call.run("munlock", start, end - start)
 
 
 def parent_uncounted(call: Call) -> Telling:
     """fork sets the parent's VmLck to 0."""
-    result = yield
-    child = call.known(result) if result > 0 else None
-    if child and child.parent is call.process and not child.vforked and call.locked():
+    yield
+    if _child_of(call) and call.locked():
         call.miscount(-call.vmlck)
 
 
@@ -590,9 +597,9 @@ def relock_counted(call: Call) -> None:
     """Pages locked already count against the limit once more."""
     low, high = call.range
     soft = call.limit[0]
-    if low and soft > 0 and not call.capable and not over_limit(call):
-        if call.vmlck + high - low > soft // PAGE * PAGE:
-            call.fail("ENOMEM")
+    bound = low and soft > 0 and not call.capable and not over_limit(call)
+    if bound and call.vmlck + high - low > soft // PAGE * PAGE:
+        call.fail("ENOMEM")
 
 
 def counted_together(call: Call) -> None:

@@ -153,7 +153,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--fault-matrix",
         metavar="DIR",
-        help="run each case under every fault that can reach it; write who noticed",
+        help="run each case under every fault that can reach it (with --fault NAME,…: under "
+        "these) and write who noticed",
     )
 
 
@@ -169,18 +170,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if not name and not folder:
         return
     try:
-        if name and folder:
-            raise tracing.Refused("--fault and --fault-matrix exclude each other")
         if not config.getoption("forked", False):
             raise tracing.Refused("faults reach forked cases only: pass --forked")
-        if name:
-            catalogue.named(name)
+        for one in name.split(",") if name and folder else [name] if name else []:
+            catalogue.named(one)
         if not hasattr(config, "workerinput"):
             probe()
             if folder:
                 Path(folder).mkdir(parents=True, exist_ok=True)
     except (tracing.Refused, catalogue.UnknownFault, OSError) as error:
-        raise pytest.UsageError(f"memlock-tests: --fault: {error}") from None
+        option = "--fault-matrix" if folder else "--fault"
+        raise pytest.UsageError(f"memlock-tests: {option}: {error}") from None
     config.stash[acted_key], config.stash[problems_key] = {}, []
     if folder:
         config.stash[matrix_key] = matrix.Matrix()
@@ -229,7 +229,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
     """The case with no lie, and under each fault that would have acted there."""
-    reports, watch = _under(item, list(catalogue.FAULTS), True)
+    chosen = item.config.getoption("--fault")
+    faults = chosen.split(",") if chosen else list(catalogue.FAULTS)
+    reports, watch = _under(item, faults, True)
     cells: dict[str, str] = {}
     problems: list[str] = []
     if matrix.outcome(reports) == matrix.MISSED:  # else there is nothing a fault could break

@@ -28,7 +28,7 @@ WALL = 0x40000000
 _NT_PRSTATUS, _NT_ARM_SYSTEM_CALL = 1, 0x404
 _PR_SET_SECCOMP, _FILTER = 22, 2
 _PR_SET_PTRACER, _ANY = 0x59616D61, -1
-_RET_TRACE, _RET_ALLOW = 0x7FF00000, 0x7FFF0000
+_RET_ERRNO, _RET_TRACE, _RET_ALLOW = 0x00050000, 0x7FF00000, 0x7FFF0000
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ MACHINES = {
         {"read": 0, "pread64": 17, "write": 1, "mmap": 9, "shmat": 30, "shmctl": 31,
          "clone": 56, "fork": 57, "vfork": 58, "clone3": 435, "execve": 59, "execveat": 322,
          "exit_group": 231, "getrusage": 98, "prlimit64": 302, "fallocate": 285,
-         "ftruncate": 77},
+         "ftruncate": 77, "ptrace": 101},
     ),
     "aarch64": Machine(
         0xC00000B7, 8, 0, (0, 1, 2, 3, 4, 5), 32, b"\x01\x00\x00\xd4",
         {"read": 63, "pread64": 67, "write": 64, "mmap": 222, "shmat": 196, "shmctl": 195,
          "clone": 220, "clone3": 435, "execve": 221, "execveat": 281, "exit_group": 94,
-         "getrusage": 165, "prlimit64": 261, "fallocate": 47, "ftruncate": 46},
+         "getrusage": 165, "prlimit64": 261, "fallocate": 47, "ftruncate": 46, "ptrace": 117},
     ),
 }  # fmt: skip
 
@@ -169,7 +169,15 @@ def stop_at(numbers: Iterable[int]) -> None:
 
     Without CAP_SYS_ADMIN this sets no_new_privs. Raises OSError where seccomp is not to be had.
     """
+    _install(numbers, _RET_TRACE)
 
+
+def deny(numbers: Iterable[int], code: int) -> None:
+    """From now on these calls fail with the errno ``code``. As :func:`stop_at` otherwise."""
+    _install(numbers, _RET_ERRNO | code)
+
+
+def _install(numbers: Iterable[int], action: int) -> None:
     def step(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("=HBBI", code, yes, no, k)
 
@@ -178,7 +186,7 @@ def stop_at(numbers: Iterable[int]) -> None:
         step(load, 4), step(equal, machine().audit, 1, 0), step(leave, _RET_ALLOW), step(load, 0),
     ]  # fmt: skip
     for value in sorted(set(numbers)):
-        steps += [step(equal, value, 0, 1), step(leave, _RET_TRACE)]
+        steps += [step(equal, value, 0, 1), step(leave, action)]
     steps.append(step(leave, _RET_ALLOW))
     code = ctypes.create_string_buffer(b"".join(steps))
     program = _Program(len(steps), ctypes.addressof(code))
