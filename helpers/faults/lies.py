@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Generator, Iterable
 
 from helpers import libc
-from helpers.faults.supervisor import LOW, Call, Lie, Process
+from helpers.faults.supervisor import TOP, Call, Lie, Process
 from helpers.libc import PAGE
 from helpers.observe import maps, pagemap
 
@@ -287,14 +287,14 @@ def _extent(call: Call) -> tuple[int, int]:
     if call.name in ("mmap", "shmat"):
         size = call.args[1] if call.name == "mmap" else 1
         return (call.result, call.result + size) if call.result > 0 else (0, 0)
-    return 0, LOW
+    return 0, TOP
 
 
 def keep_locked_where(which: Which) -> Lie:
     """munlock or munlockall leaves VMAs like these locked."""
 
     def lie(call: Call) -> Telling:
-        low, high = call.range if call.name == "munlock" else (0, LOW)
+        low, high = call.range if call.name == "munlock" else (0, TOP)
         kept = [(s, e, v.onfault) for s, e, v in call.locked(low, high) if which(v)]
         result = yield
         if result == 0:
@@ -316,7 +316,7 @@ def skip_middle(call: Call) -> Telling:
 
 def keep_lf(call: Call) -> Telling:
     """What was locked on fault stays so."""
-    low, high = call.range if call.name == "mlock" else (0, LOW)
+    low, high = call.range if call.name == "mlock" else (0, TOP)
     late = [(s, e) for s, e, v in call.locked(low, high) if v.onfault]
     result = yield
     if result == 0:
@@ -362,7 +362,7 @@ def drop_absent(
             return
         before: list[tuple[int, int, list[int]]] = []
         if call.name in ("mlock", "mlock2", "mlockall", "mprotect"):
-            low, high = call.range if call.name != "mlockall" else (0, LOW)
+            low, high = call.range if call.name != "mlockall" else (0, TOP)
             for vma in call.vmas(low, high):
                 if which(vma):
                     start, end = max(vma.start, low), min(vma.end, high)
@@ -430,7 +430,7 @@ def cancel_future(call: Call) -> Telling:
     """The call also ends MCL_FUTURE."""
     result = yield
     if result == 0 and call.space.future & libc.MCL_FUTURE:
-        kept = [(s, e, v.onfault) for s, e, v in call.locked(0, _ALL)]
+        kept = [(s, e, v.onfault) for s, e, v in call.locked()]
         call.run("munlockall")
         for start, end, late in kept:
             call.run("mlock2", start, end - start, int(late))
@@ -475,9 +475,7 @@ def exec_raises_limit(call: Call) -> Telling:
 def _parents_locks(call: Call, which: Which) -> list[tuple[int, int, bool]]:
     assert call.parent is not None
     return [
-        (v.start, v.end, v.onfault)
-        for v in maps.smaps(call.parent.pid, 0, LOW)
-        if v.locked and which(v)
+        (v.start, v.end, v.onfault) for v in call.vmas_of(call.parent.pid) if v.locked and which(v)
     ]
 
 
@@ -811,7 +809,7 @@ def _kb_of(which: Which) -> Callable[[Call, int, int], int]:
     def change(call: Call, pid: int, kb: int) -> int:
         if not kb:
             return kb
-        return kb - sum(v.kb for v in maps.smaps(pid, 0, LOW) if v.locked and which(v))
+        return kb - sum(v.kb for v in call.vmas_of(pid) if v.locked and which(v))
 
     return change
 
@@ -822,7 +820,7 @@ def leave_out(which: Which) -> Lie:
 
 
 def _resident_kb(call: Call, pid: int, kb: int) -> int:
-    rest = [v for v in maps.smaps(pid, 0, LOW) if v.locked]
+    rest = [v for v in call.vmas_of(pid) if v.locked]
     return kb - sum(v.kb - v.field_kb("Rss") for v in rest)
 
 
@@ -955,7 +953,7 @@ def attach_uncounted(call: Call) -> Telling:
 
 def stack_uncounted(call: Call, pid: int, kb: int) -> int:
     """A locked stack counts a page less."""
-    grows = [v for v in maps.smaps(pid) if v.locked and "gd" in v.flags] if kb else []
+    grows = [v for v in call.vmas_of(pid) if v.locked and "gd" in v.flags] if kb else []
     return kb - PAGE // 1024 if grows else kb
 
 
@@ -1127,7 +1125,7 @@ def unmark_where(which: Which) -> Lie:
         if not any(w & pagemap.MLOCKED for w in words):
             return words
         for process in call.others():
-            for vma in maps.smaps(process.pid, 0, LOW):
+            for vma in call.vmas_of(process.pid):
                 if vma.locked and which(vma):
                     count = min(vma.size // PAGE, 4096)
                     for number in pagemap.pfns(vma.start, count, process.pid):
@@ -1224,12 +1222,14 @@ def under_pressure(which: Which = any_vma) -> Lie:
             return
         own: list[maps.Vma] = []
         for process in call.others():
-            found = [v for v in maps.smaps(process.pid, 0, LOW) if v.locked and which(v)]
+            found = [v for v in call.vmas_of(process.pid) if v.locked and which(v)]
             if process is call.process:
                 own = found
                 continue
             for vma in found:
                 call.run_in(process, "munlock", vma.start, vma.size)
+                # A page that has just left the unevictable list would outlast the first pass.
+                call.run_in(process, "madvise", vma.start, vma.size, libc.MADV_PAGEOUT)
         if own:
             # The caller cannot make a call before the one that it is about to make: that one
             # is put off.
@@ -1237,6 +1237,7 @@ def under_pressure(which: Which = any_vma) -> Lie:
             yield
             for vma in own:
                 call.run("munlock", vma.start, vma.size)
+                call.run("madvise", vma.start, vma.size, libc.MADV_PAGEOUT)
             call.say(call.again())
 
     return lie
@@ -1261,7 +1262,7 @@ def held_under_pressure(call: Call) -> Telling:
 
 def remember_unlocked(call: Call) -> Telling:
     """Note what munlock or munlockall unlocks."""
-    low, high = call.range if call.name == "munlock" else (0, LOW)
+    low, high = call.range if call.name == "munlock" else (0, TOP)
     ranges = [(s, e) for s, e, _ in call.locked(low, high)]
     result = yield
     if result == 0:
@@ -1365,7 +1366,7 @@ def refused_cancels(call: Call) -> Telling:
 
 def _cancel(call: Call) -> None:
     if call.space.future & libc.MCL_FUTURE:
-        kept = [(s, e, v.onfault) for s, e, v in call.locked(0, _ALL)]
+        kept = [(s, e, v.onfault) for s, e, v in call.locked()]
         call.run("munlockall")
         for start, end, late in kept:
             call.run("mlock2", start, end - start, int(late))

@@ -30,8 +30,8 @@ Lie = Callable[["Call"], "Generator[None, int, None] | None"]
 """What a fault does about one system call."""
 CHILD, SIGNAL = "child", "signal"
 """Not calls: a process has been forked and has not run yet; a signal is about to arrive."""
-LOW = 1 << 40
-"""Cases map what they test below the program and its libraries (helpers.memory)."""
+TOP = 1 << 56
+"""Above every user address."""
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _RESTARTS = range(-516, -511)
 
@@ -121,20 +121,25 @@ class Call:
         """The call's pages [low, high), of its first two arguments; (0, 0) if they overflow."""
         addr, length = self.args[0], self.args[1]
         low, high = addr // PAGE * PAGE, -(-(addr + length) // PAGE) * PAGE
-        return (low, high) if low < high < 1 << 56 else (0, 0)
+        return (low, high) if low < high < TOP else (0, 0)
 
-    def vmas(self, low: int = 0, high: int = LOW) -> list[maps.Vma]:
+    def vmas(self, low: int = 0, high: int = TOP) -> list[maps.Vma]:
         """VMAs in [low, high), as they are at this moment of the call."""
         if low >= high:
             return []
         found: list[maps.Vma] = self._once((low, high), lambda: maps.smaps(self.pid, low, high))
         return found
 
-    def locked(self, low: int = 0, high: int = LOW) -> list[tuple[int, int, maps.Vma]]:
+    def vmas_of(self, pid: int) -> list[maps.Vma]:
+        """All VMAs of some process."""
+        found: list[maps.Vma] = self._once(("vmas", pid), lambda: maps.smaps(pid))
+        return found
+
+    def locked(self, low: int = 0, high: int = TOP) -> list[tuple[int, int, maps.Vma]]:
         """The ``lo`` parts of [low, high): start, end, VMA."""
         return [(max(v.start, low), min(v.end, high), v) for v in self.vmas(low, high) if v.locked]
 
-    def locked_bytes(self, low: int = 0, high: int = LOW) -> int:
+    def locked_bytes(self, low: int = 0, high: int = TOP) -> int:
         """Bytes of them."""
         return sum(end - start for start, end, _ in self.locked(low, high))
 
