@@ -91,15 +91,16 @@ class Matrix:
             "problems": self.problems,
         }  # fmt: skip
 
-    def write(self, folder: Path) -> None:
-        """Write matrix.json, matrix.md."""
-        data = self.data()
-        (folder / "matrix.json").write_text(json.dumps(data, indent=1) + "\n")
-        (folder / "matrix.md").write_text(table(data))
-
     def summary(self) -> list[str]:
         """Lines for the terminal."""
         return lines(self.data())
+
+
+def write(data: Mapping[str, Any], folder: Path) -> None:
+    """Write matrix.json and matrix.md. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "matrix.json").write_text(json.dumps(data, indent=1) + "\n")
+    (folder / "matrix.md").write_text(table(data))
 
 
 def control(node: str, baseline: str = HELD) -> str:
@@ -134,7 +135,9 @@ class Worth:
 
     ``faults`` were in reach of a case, ``noticed`` of them by at least one case; ``expected`` by
     the case whose statement they break. ``cases`` held without a fault; ``shown`` of them failed
-    under one, ``controlled`` are known to fail otherwise, ``unshown`` are neither.
+    under one, ``controlled`` are known to fail otherwise, ``unshown`` are neither. ``unnoticed``
+    and ``unexpected`` (noticed, but not where expected) are faults whose expected case was run;
+    ``unreached`` are those that no case gave the chance to act.
     """
 
     faults: int
@@ -169,15 +172,15 @@ def worth(data: Mapping[str, Any]) -> Worth:
     expected = [f for f in by_one
                 if any(data["faults"][f]["noticed_by"] in n for n in noticed[f])]  # fmt: skip
     # A part of the suite cannot be blamed for what another part would have noticed.
-    there = {f for f in by_one if any(data["faults"][f]["noticed_by"] in n for n in data["cases"])}
+    there = {f for f in faults if any(data["faults"][f]["noticed_by"] in n for n in data["cases"])}
     cases = [n for n, row in data["cases"].items() if row["baseline"] in SOUND]
     shown = set().union(*noticed.values()) if noticed else set()
     rest = [n for n in cases if n not in shown]
     return Worth(
         len(faults), len(by_one), len(expected), len(cases), len(cases) - len(rest),
         sum(n in data["controls"] for n in rest),
-        tuple(f for f in faults if not noticed[f]),
-        tuple(sorted(there - set(expected))),
+        tuple(f for f in faults if not noticed[f] and f in there),
+        tuple(f for f in by_one if f in there and f not in expected),
         tuple(f for f in data["faults"] if not reached.get(f)),
         tuple(n for n in rest if n not in data["controls"]),
         data["kernel"], data["seconds"],

@@ -298,8 +298,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     _digest(config)
     if matrix_key in config.stash:
-        made = config.stash[matrix_key]
-        made.write(Path(config.getoption("--fault-matrix")))
+        matrix.write(config.stash[matrix_key].data(), Path(config.getoption("--fault-matrix")))
 
 
 @pytest.hookimpl(hookwrapper=True)

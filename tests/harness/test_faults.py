@@ -218,6 +218,7 @@ def test_worth_of_a_matrix(tmp_path):
     assert found.unnoticed == ("g",)
     assert found.unreached == ("h", "i")
     assert found.unshown == (c,)
+    assert found.unexpected == ()
     both = matrix.merge([data, data | {"cases": {a: cases[a]}, "cells": {"f": {a: "missed"}}}])
     assert both["cells"]["f"] == {a: "missed", b: "missed"}, "the later part replaces its cases"
     with pytest.raises(ValueError, match="no matrix of format"):
