@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     import pytest
 
     workers = [] if any(o.startswith(("-n", "--numprocesses")) for o in rest) else ["-n", WORKERS]
-    return int(pytest.main(["-q", *workers, "--fault-matrix", given.out, *rest]))
+    return int(pytest.main(["-q", *workers, f"--fault-matrix={given.out}", *rest]))
 
 
 def _merge(out: Path, parts: list[Path]) -> int:

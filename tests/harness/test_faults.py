@@ -45,7 +45,7 @@ def suite_run(*options: str) -> subprocess.CompletedProcess[str]:
 def test_a_fault_of_each_chapter_is_noticed_where_it_should_be(tmp_path):
     """Every chapter's fault breaks that chapter's case, and each case holds without it."""
     cases = [f"tests/{case}" for case in CHAPTERS.values()]
-    done = suite_run("--fault-matrix", str(tmp_path), "--fault", ",".join(CHAPTERS), *cases)
+    done = suite_run(f"--fault-matrix={tmp_path}", "--fault", ",".join(CHAPTERS), *cases)
     assert done.returncode == 0, done.stdout
     data = matrix.load(tmp_path / "matrix.json")
     assert not [n for n, row in data["cases"].items() if row["baseline"] == "failed"], done.stdout
