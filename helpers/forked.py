@@ -18,7 +18,7 @@ import select
 import signal
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -28,6 +28,25 @@ from helpers.pressure import session
 from helpers.process import signal_name
 
 _LENGTH = 8
+
+
+class Watch(Protocol):
+    """Somebody who holds a case while it runs (:mod:`helpers.faults`)."""
+
+    def forking(self) -> None:
+        """Before the fork."""
+
+    def forked(self, pid: int) -> None:
+        """After it, in the controlling process."""
+
+    def child(self) -> None:
+        """In the case's process, before its body."""
+
+    def ended(self) -> None:
+        """Once the case has been reaped."""
+
+
+watch_key = pytest.StashKey[Watch]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,11 +79,20 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def _in_child(
     item: pytest.Item, log: bool, nextitem: pytest.Item | None
 ) -> list[pytest.TestReport]:
-    marker = item.get_closest_marker("deadline")
-    deadline = float(marker.args[0] if marker else item.config.getoption("--deadline"))
+    return in_child(item)
+
+
+def in_child(item: pytest.Item, deadline: float | None = None) -> list[pytest.TestReport]:
+    """Reports of the case, run in a process of its own for at most ``deadline`` seconds."""
+    if deadline is None:
+        marker = item.get_closest_marker("deadline")
+        deadline = float(marker.args[0] if marker else item.config.getoption("--deadline"))
+    watch = item.config.stash.get(watch_key, None)
     read_end, write_end = os.pipe()
     started = time.time()
     begun = time.monotonic()
+    if watch:
+        watch.forking()
     pid = os.fork()
     if pid == 0:
         _child(item, read_end, write_end)
@@ -72,10 +100,14 @@ def _in_child(
     data = b""
     hung = True
     try:
+        if watch:
+            watch.forked(pid)
         data, hung = _collect(pid, read_end, begun + deadline)
     finally:
         os.close(read_end)
         status = _end(pid)
+        if watch:
+            watch.ended()
         session.after_case(item, pid)
     if len(data) > _LENGTH:
         message = json.loads(data[_LENGTH:])

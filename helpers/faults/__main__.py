@@ -1,0 +1,54 @@
+"""``python -m helpers.faults``: the matrix of who notices which fault.
+
+list                              every fault with its statement
+matrix [--out DIR] [pytest …]     run the suite (or what is named) under every fault
+merge OUT DIR…                    matrices of several chapters as one
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from helpers.faults import catalogue, matrix
+
+WORKERS = "2"
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; pytest's exit code, 1 if a fault or a case is left over, 4 on nonsense."""
+    parser = argparse.ArgumentParser("python -m helpers.faults")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="every fault with its statement")
+    run = commands.add_parser("matrix", help="run the suite under every fault")
+    run.add_argument("--out", default="fault-matrix", metavar="DIR")
+    merge = commands.add_parser("merge", help="matrices of several chapters as one")
+    merge.add_argument("out", type=Path, metavar="OUT")
+    merge.add_argument("parts", nargs="+", type=Path, metavar="DIR")
+    given, rest = parser.parse_known_args(arguments)
+    if given.command == "list":
+        print(catalogue.listing())
+        return 0
+    if given.command == "merge":
+        return _merge(given.out, given.parts)
+    import pytest
+
+    workers = [] if any(o.startswith(("-n", "--numprocesses")) for o in rest) else ["-n", WORKERS]
+    return int(pytest.main(["-q", *workers, f"--fault-matrix={given.out}", *rest]))
+
+
+def _merge(out: Path, parts: list[Path]) -> int:
+    try:
+        data = matrix.merge([matrix.load(part / "matrix.json") for part in parts])
+        matrix.write(data, out)
+    except (OSError, ValueError) as error:
+        print(f"helpers.faults: {error}", file=sys.stderr)
+        return 4
+    print("\n".join(matrix.lines(data)))
+    found = matrix.worth(data)
+    return int(bool(found.unnoticed or found.unexpected or found.unshown))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,320 @@
+"""``--fault NAME``, ``--faults`` and ``--fault-matrix``: hooks of pytest, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import forked, libc
+from helpers.faults import catalogue, matrix, supervisor, tracing
+from helpers.pressure import session
+
+MATRIX_DEADLINE = 15.0
+"""Seconds for a case under a fault: who hangs has noticed."""
+SHORTEST = 4.0
+SLOW = 2.0
+"""A case that takes longer under supervision meets only the faults expected of its file."""
+
+
+class Service:
+    """The supervising process of this worker of pytest."""
+
+    def __init__(self) -> None:
+        self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                if os.getppid() == parent:
+                    supervisor.serve(there, catalogue.calls)
+            finally:
+                os._exit(1)
+        there.close()
+
+    def ask(self, pid: int, faults: list[str], dry: bool) -> None:
+        """Have it hold the process. Raises Refused."""
+        self._here.send(json.dumps({"pid": pid, "faults": faults, "dry": dry}).encode())
+        answer = self.answer()
+        if "refused" in answer:
+            raise tracing.Refused(answer["refused"])
+
+    def answer(self) -> dict[str, Any]:
+        """Its next answer. Raises RuntimeError if it broke."""
+        text = self._here.recv(1 << 20)
+        answer: dict[str, Any] = json.loads(text) if text else {"broken": "it ended"}
+        if "broken" in answer:
+            raise RuntimeError(f"the supervisor of --fault broke: {answer['broken']}")
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        self._here.close()
+        os.waitpid(self.pid, 0)
+
+
+class Watch:
+    """One case under supervision, as :mod:`helpers.forked` sees it."""
+
+    def __init__(self, service: Service, faults: list[str], dry: bool) -> None:
+        self._service, self._faults, self._dry = service, faults, dry
+        self._numbers = _numbers(faults)
+        self.acted: dict[str, int] = {}
+        self.problems: list[str] = []
+
+    def forking(self) -> None:
+        """Before the fork."""
+        self._wait, self._go = os.pipe()
+
+    def forked(self, pid: int) -> None:
+        """In the controlling process: the supervisor takes hold of the child, then it may go."""
+        os.close(self._wait)
+        try:
+            self._service.ask(pid, self._faults, self._dry)
+            os.write(self._go, b"1")
+        finally:
+            os.close(self._go)
+
+    def child(self) -> None:
+        """In the case's process, just before its body: from here on the kernel lies."""
+        os.close(self._go)
+        tracing.allow_tracer()
+        if not os.read(self._wait, 1):
+            os._exit(71)
+        os.close(self._wait)
+        tracing.stop_at(self._numbers)
+
+    def ended(self) -> None:
+        """In the controlling process, once the case has been reaped."""
+        answer = self._service.answer()
+        self.acted, self.problems = answer["acted"], answer["problems"]
+
+
+def _numbers(faults: list[str]) -> list[int]:
+    found = (tracing.number(name) for name in catalogue.calls(faults))
+    return [number for number in found if number is not None]
+
+
+def probe() -> None:
+    """Supervise a process that does nothing. Raises Refused where that cannot be done."""
+    tracing.machine()
+    service = Service()
+    ready, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(go)
+            tracing.allow_tracer()
+            os.read(ready, 1)
+            tracing.stop_at([libc.number("munlockall")])
+            os._exit(42 if libc.outcome(libc.munlockall) == "ENOTTY" else 2)
+        except OSError:
+            os._exit(1)
+        finally:
+            os._exit(3)
+    os.close(ready)
+    try:
+        service.ask(pid, [PROBE], False)
+        os.close(go)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        service.answer()
+    except tracing.Refused:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        service.close()
+    if status == 1:
+        raise tracing.Refused("seccomp filters cannot be installed here")
+    if status != 42:
+        raise tracing.Refused(f"a call that was to fail did not (status {status})")
+
+
+PROBE = catalogue.PROBE
+service_key = pytest.StashKey[Service]()
+acted_key = pytest.StashKey[dict[str, int]]()
+problems_key = pytest.StashKey[list[str]]()
+matrix_key = pytest.StashKey[matrix.Matrix]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("memlock-tests")
+    group.addoption(
+        "--fault",
+        metavar="NAME",
+        help="make the kernel lie to every case in this way (none: supervise, do not lie)",
+    )
+    group.addoption("--faults", action="store_true", help="list the faults and leave")
+    group.addoption(
+        "--fault-matrix",
+        metavar="DIR",
+        help="run each case under every fault that can reach it (with --fault NAME,…: under "
+        "these) and write who noticed",
+    )
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if not config.getoption("--faults"):
+        return None
+    print(catalogue.listing())
+    return 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    name, folder = config.getoption("--fault"), config.getoption("--fault-matrix")
+    if not name and not folder:
+        return
+    try:
+        if not config.getoption("forked", False):
+            raise tracing.Refused("faults reach forked cases only: pass --forked")
+        for one in name.split(",") if name and folder else [name] if name else []:
+            catalogue.named(one)
+        if not hasattr(config, "workerinput"):
+            probe()
+            if folder:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+    except (tracing.Refused, catalogue.UnknownFault, OSError) as error:
+        option = "--fault-matrix" if folder else "--fault"
+        raise pytest.UsageError(f"memlock-tests: {option}: {error}") from None
+    config.stash[acted_key], config.stash[problems_key] = {}, []
+    if folder:
+        config.stash[matrix_key] = matrix.Matrix()
+
+
+def _service(config: pytest.Config) -> Service:
+    if service_key not in config.stash:
+        config.stash[service_key] = Service()
+    return config.stash[service_key]
+
+
+def _under(
+    item: pytest.Item, faults: list[str], dry: bool, deadline: float | None = None
+) -> tuple[list[pytest.TestReport], Watch]:
+    watch = Watch(_service(item.config), faults, dry)
+    item.config.stash[forked.watch_key] = watch
+    try:
+        # A turn for each fault: an exclusive case elsewhere waits for one, not for all.
+        with session.turn(item):
+            return forked.in_child(item, deadline), watch
+    finally:
+        del item.config.stash[forked.watch_key]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    config = item.config
+    name, folder = config.getoption("--fault"), config.getoption("--fault-matrix")
+    if not (name or folder) or item.get_closest_marker("skip"):
+        return None
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    if folder:
+        reports = _under_all(item)
+    else:
+        dry = name == catalogue.NONE
+        reports, watch = _under(item, list(catalogue.FAULTS) if dry else [name], dry)
+        told = 0 if dry else watch.acted.get(name, 0)
+        for report in reports[-1:]:
+            report.user_properties += [("fault", name), ("fault-acted", told)]
+            report.user_properties += [("fault-problem", text) for text in watch.problems]
+    for report in reports:
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
+    """The case with no lie, and under each fault that would have acted there."""
+    chosen = item.config.getoption("--fault")
+    faults = chosen.split(",") if chosen else list(catalogue.FAULTS)
+    reports, watch = _under(item, faults, True)
+    cells: dict[str, str] = {}
+    problems: list[str] = []
+    if matrix.outcome(reports) == matrix.MISSED:  # else there is nothing a fault could break
+        took = sum(r.duration for r in reports)
+        deadline = min(MATRIX_DEADLINE, SHORTEST + 4 * took)
+        reached = [f for f in watch.acted if took < SLOW or _expected(f, item)]
+        for fault in reached:
+            seen, under = _under(item, [fault], False, deadline)
+            problems += under.problems
+            # What went differently may have kept the fault from acting.
+            cells[fault] = matrix.outcome(seen) if under.acted else matrix.UNREACHED
+    reports[-1].user_properties.append(
+        (matrix.PROPERTY, json.dumps({"cells": cells, "problems": problems}))
+    )
+    return reports
+
+
+def _expected(fault: str, item: pytest.Item) -> bool:
+    return catalogue.FAULTS[fault].noticed_by.partition("::")[0] in item.nodeid
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    watch = item.config.stash.get(forked.watch_key, None)
+    if watch is not None:
+        watch.child()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seen.append(report)
+
+
+_seen: list[pytest.TestReport] = []
+
+
+def _digest(config: pytest.Config) -> None:
+    acted, problems = config.stash[acted_key], config.stash[problems_key]
+    made = config.stash.get(matrix_key, None)
+    outcomes: dict[str, list[pytest.TestReport]] = {}
+    for report in _seen:
+        outcomes.setdefault(report.nodeid, []).append(report)
+        for name, value in report.user_properties:
+            if name == "fault-acted":
+                fault = config.getoption("--fault")
+                acted[fault] = acted.get(fault, 0) + int(str(value))
+            elif name == "fault-problem":
+                problems.append(f"{report.nodeid}: {value}")
+    if made is not None:
+        for node, reports in outcomes.items():
+            made.add(node, reports)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if service_key in config.stash:
+        config.stash[service_key].close()
+        del config.stash[service_key]
+    if acted_key not in config.stash or hasattr(config, "workerinput"):
+        return
+    _digest(config)
+    if matrix_key in config.stash:
+        matrix.write(config.stash[matrix_key].data(), Path(config.getoption("--fault-matrix")))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Generator[None]:
+    yield
+    if acted_key not in config.stash:
+        return
+    name = config.getoption("--fault")
+    if matrix_key in config.stash:
+        for line in config.stash[matrix_key].summary():
+            terminalreporter.write_line(line)
+    elif name == catalogue.NONE:
+        terminalreporter.write_line("fault none: every case was supervised, none was lied to")
+    else:
+        told = config.stash[acted_key].get(name, 0)
+        text = f"acted {told} times" if told else "never acted: no case made a call it lies about"
+        terminalreporter.write_line(f"fault {name} ({catalogue.FAULTS[name].statement}): {text}")
+    for line in config.stash[problems_key]:
+        terminalreporter.write_line(f"the fault could not be told: {line}")

@@ -1,0 +1,226 @@
+"""Fault switches: a kernel that lies is noticed, one that does not is not, and both are said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.faults import catalogue, matrix
+from helpers.faults.tracing import Refused, machine
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAPTERS = {
+    "mlock2-unknown-flags-accepted": "calls/test_flags.py::test_mlock2_unknown_flags_give_einval",
+    "vmlck-munlock-kept":
+        "accounting/test_vmlck_release.py::test_munlock_restores_vmlck_and_flags",
+    "mlock-keeps-lf": "vmas/test_conversion.py::"
+        "test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates",
+    "mlock-last-page-absent": "residency/test_mincore_residency.py",
+    "fork-child-locked":
+        "fork/test_fork_inheritance.py::test_fork_child_has_no_lock_and_parent_keeps_its_own",
+    "limit-mlock-unchecked": "limits/test_limit_edges.py::test_soft_limit_decides",
+    "reclaim-takes-locked":
+        "reclaim/test_pressure.py::test_locked_private_memory_stays_while_its_twin_is_swapped",
+}  # fmt: skip
+"""A fault of each chapter and the cases that know better."""
+
+try:
+    machine()
+except Refused as why:
+    pytestmark = pytest.mark.skip(reason=str(why))
+
+
+def suite_run(*options: str) -> subprocess.CompletedProcess[str]:
+    """The suite itself, with options."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=55, check=False,
+    )  # fmt: skip
+
+
+def test_a_fault_of_each_chapter_is_noticed_where_it_should_be(tmp_path):
+    """Every chapter's fault breaks that chapter's case, and each case holds without it."""
+    cases = [f"tests/{case}" for case in CHAPTERS.values()]
+    done = suite_run(f"--fault-matrix={tmp_path}", "--fault", ",".join(CHAPTERS), *cases)
+    assert done.returncode == 0, done.stdout
+    data = matrix.load(tmp_path / "matrix.json")
+    assert not [n for n, row in data["cases"].items() if row["baseline"] == "failed"], done.stdout
+    assert data["problems"] == [], "every lie could be told"
+    for fault, case in CHAPTERS.items():
+        mine = [n for n in data["cases"] if case in n]
+        assert mine, f"{case} was collected"
+        if any(data["cases"][n]["baseline"] == "held" for n in mine):  # else it lacks something
+            seen = {data["cells"].get(fault, {}).get(n) for n in mine}
+            assert "noticed" in seen, f"{fault} is noticed by {case}"
+    assert "| mlock-keeps-lf |" in (tmp_path / "matrix.md").read_text()
+
+
+def test_a_supervised_kernel_that_does_not_lie_is_all_green():
+    """Under ``--fault none`` every case comes out as it does without."""
+    cases = [f"tests/{case}" for case in CHAPTERS.values()]
+    done = suite_run("--fault", "none", *cases)
+    assert done.returncode == 0, done.stdout
+    assert "failed" not in done.stdout.splitlines()[-1], done.stdout
+    assert "fault none: every case was supervised, none was lied to" in done.stdout
+
+
+LIED_TO = '''
+import os
+from helpers import bare, libc, memory, process
+from helpers.observe import maps
+
+def locked():
+    with memory.mapping("private", 2) as region:
+        libc.mlock(region.addr, region.size)
+        return maps.locked_kb() > 0
+
+def test_own():
+    """The case's own lock."""
+    assert locked(), "lo"
+
+def test_child():
+    """A child's."""
+    with process.Child() as child:
+        assert child.call(locked), "lo in the child"
+
+def test_grandchild():
+    """A child's child's."""
+    assert process.run(lambda: process.run(locked)), "lo two forks away"
+
+def test_bare():
+    """A process without an interpreter."""
+    with bare.Bare() as other:
+        addr = other.mmap(2)
+        other.call("mlock", addr, 2 * libc.PAGE)
+        assert maps.locked_kb(other.pid) > 0, "lo behind execve"
+
+def test_thread():
+    """A thread's."""
+    import threading
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(locked()))
+    thread.start()
+    thread.join()
+    assert seen == [True], "lo"
+'''
+
+
+def test_a_fault_reaches_every_descendant(suite):
+    """Children, their children, threads and what they execute are lied to alike."""
+    suite.case(LIED_TO)
+    done = suite.run("--fault", "mlock-ignored")
+    assert "5 failed" in done.stdout, done.stdout
+    assert "fault mlock-ignored (mlock returns 0 and does nothing): acted 5 times" in done.stdout
+    assert "5 passed" in suite.run().stdout, "without the fault they hold"
+
+
+def test_a_fault_that_never_acted_says_so(suite):
+    """A run in which no case made the call is not taken for one that noticed nothing."""
+    suite.case('def test_nothing():\n    """No call."""\n')
+    done = suite.run("--fault", "mremap-move-loses-lf")
+    assert "never acted" in done.stdout, done.stdout
+
+
+def test_result_of_workers_is_one_run(suite):
+    """Under workers the fault is counted over all of them."""
+    suite.case(LIED_TO)
+    done = suite.run("--fault", "mlock-ignored", "-n", "2")
+    assert "acted 5 times" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--fault", "mlock-ignore"], "unknown fault 'mlock-ignore'; nearest: mlock-ignored"),
+        (["--fault", "xyzzy"], "unknown fault 'xyzzy'; --faults lists them"),
+        (["--fault", "none", "-o", "addopts="], "faults reach forked cases only: pass --forked"),
+        (["--fault-matrix", "/proc/no"], "--fault-matrix: "),
+        (["--fault-matrix", "m", "--fault", "none,xyzzy"], "unknown fault 'xyzzy'"),
+    ],
+    ids=["misspelt", "unknown", "not-forked", "unwritable", "one-of-several"],
+)
+def test_a_bad_option_is_told_in_one_line(suite, options, text):
+    """What makes no sense ends the run with 4 and one line, before any case."""
+    suite.case(LIED_TO)
+    done = suite.run(*options)
+    assert done.returncode == 4, done.stdout + done.stderr
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(said) == 1, done.stderr
+    assert text in said[0], done.stderr
+
+
+def test_without_ptrace_nothing_runs(suite):
+    """A kernel that allows no ptrace ends the run with 4: nothing runs without its fault."""
+    suite.case(LIED_TO)
+    code = (
+        "import errno, os, sys\n"
+        "from helpers.faults import tracing\n"
+        "tracing.deny([tracing.number('ptrace')], errno.EPERM)\n"
+        "os.execv(sys.executable, sys.argv[1:])\n"
+    )
+    command = suite.command("--fault", "mlock-ignored")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=suite.path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "Operation not permitted" in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_list_of_faults(suite):
+    """``--faults`` lists every fault with its statement and runs nothing."""
+    done = suite.run("--faults")
+    assert done.returncode == 0, done.stderr
+    for fault in catalogue.FAULTS.values():
+        assert fault.name in done.stdout, "listed"
+        assert fault.statement in done.stdout, "with its statement"
+
+
+def test_catalogue_points_at_cases_that_exist():
+    """The case or file that ought to notice a fault is there."""
+    for fault in catalogue.FAULTS.values():
+        path, _, name = fault.noticed_by.partition("::")
+        text = (ROOT / "tests" / path).read_text()
+        assert f"def {name}" in text, f"{fault.name}: {fault.noticed_by}"
+        assert fault.mechanism in catalogue.MECHANISMS, fault.name
+
+
+def test_no_case_imports_the_faults():
+    """Cases know nothing of the machinery that lies to them."""
+    for path in (ROOT / "tests").glob("*/test_*.py"):
+        if path.parent.name != "harness":
+            assert "helpers.faults" not in path.read_text(), path
+
+
+def test_worth_of_a_matrix(tmp_path):
+    """Noticed, shown, controlled, unreached and unshown are told apart."""
+    fault = {"chapter": "calls", "statement": "", "noticed_by": "calls/test_a", "mechanism": ""}
+    cases = {f"tests/calls/test_{n}.py::test": {"chapter": "calls", "baseline": "held"}
+             for n in "abc"}  # fmt: skip
+    a, b, c = cases
+    data = {
+        "format": 1, "kernel": "6.1", "seconds": 60.0, "command": [], "problems": [],
+        "faults": dict.fromkeys(("f", "g", "h", "i"), fault), "cases": cases,
+        "cells": {"f": {a: "noticed", b: "missed"}, "g": {a: "missed", b: "inconclusive"},
+                  "h": {b: "unreached"}},
+        "controls": {b: "broken by hand"},
+    }  # fmt: skip
+    (tmp_path / "matrix.json").write_text(json.dumps(data))
+    found = matrix.worth(matrix.load(tmp_path / "matrix.json"))
+    assert (found.faults, found.noticed, found.expected) == (2, 1, 1)
+    assert (found.cases, found.shown, found.controlled) == (3, 1, 1)
+    assert found.unnoticed == ("g",)
+    assert found.unreached == ("h", "i")
+    assert found.unshown == (c,)
+    assert found.unexpected == ()
+    both = matrix.merge([data, data | {"cases": {a: cases[a]}, "cells": {"f": {a: "missed"}}}])
+    assert both["cells"]["f"] == {a: "missed", b: "missed"}, "the later part replaces its cases"
+    with pytest.raises(ValueError, match="no matrix of format"):
+        (tmp_path / "matrix.json").write_text("{}")
+        matrix.load(tmp_path / "matrix.json")
