@@ -131,7 +131,8 @@ def test_long():
 """
     )
     with subprocess.Popen(
-        suite.command(), cwd=suite.path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        suite.command(), cwd=suite.path,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         # A shell's background job, as CI may start us, has SIGINT ignored, and so would this run.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:  # fmt: skip
