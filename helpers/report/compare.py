@@ -241,7 +241,8 @@ class Matrix:
         for column in self.columns:
             table: dict[str, Counter[str]] = {}
             for name, verdict in column.items():
-                parts = name.split("/")
+                # A parameter may hold a slash too.
+                parts = name.partition("::")[0].split("/")
                 letter = "" if verdict is Verdict.VERIFIED else fold.get(verdict, "N")
                 for chapter in (parts[-2] if len(parts) > 1 else "other", "total"):
                     table.setdefault(chapter, Counter())[letter] += 1

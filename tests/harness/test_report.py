@@ -218,7 +218,9 @@ def test_more_than_two_make_a_matrix(tmp_path):
     """Three results: behaviours by kernel, a mark a verdict."""
     files = [
         made(tmp_path / f"{n}.json", verdicts, release=f"6.{n}.0")
-        for n, verdicts in enumerate([{"a": V, "b": V}, {"a": V, "b": F}, {"a": V}])
+        for n, verdicts in enumerate(
+            [{"a[/proc]": V, "b": V}, {"a[/proc]": V, "b": F}, {"a[/proc]": V}]
+        )
     ]
     done = report("compare", *files)
     assert "+F   tests/calls/test_a.py::b" in done.stdout
