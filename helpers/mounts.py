@@ -73,3 +73,20 @@ def _run(*command: str) -> None:
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()
         raise OSError(5, f"{' '.join(command)}: {words[-1] if words else done.returncode}")
+
+
+def filesystem(directory: Path | str) -> str:
+    """Type of the file system that holds ``directory``, from mountinfo (``"ext4"``)."""
+    device = os.stat(directory).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    found = ""
+    path = str(Path(directory).resolve())
+    best = -1
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split()
+        point = fields[4].replace("\\040", " ")
+        inside = point == "/" or path == point or path.startswith(point + "/")
+        if (fields[2] == wanted or inside) and inside and len(point) >= best:
+            best, found = len(point), right.split()[0]
+    return found

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers import facilities, libc
+from helpers import libc, mounts
 from helpers.janitor import PATIENCE, RUN_NAME, Run
 from helpers.libc import PAGE
 
@@ -143,7 +143,7 @@ def _as_file(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     make_file(path, size)
     stack.enter_context(run.recorded("swap", path=str(path)))
     on(str(path))
-    return Area(str(path), size, f"file on {facilities.filesystem(directory)}")
+    return Area(str(path), size, f"file on {mounts.filesystem(directory)}")
 
 
 def _loop_config(backing: Path) -> bytes:
@@ -173,7 +173,7 @@ def _as_loop(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     finally:
         os.close(fd)
         os.close(file)
-    return Area(device, size, f"loop device over a file on {facilities.filesystem(directory)}")
+    return Area(device, size, f"loop device over a file on {mounts.filesystem(directory)}")
 
 
 def release_device(device: str, backing: Path) -> None:
@@ -255,7 +255,7 @@ def area(run: Run, size: int, directory: str | None = None) -> Iterator[Area]:
                 made = make(run, place, size, stack)
             except OSError as error:
                 stack.close()
-                kind = facilities.filesystem(place) if place.is_dir() else "not there"
+                kind = mounts.filesystem(place) if place.is_dir() else "not there"
                 way = make.__name__.removeprefix("_as_")
                 reason = f"{way} in {place} ({kind}): {error.strerror or error}"
                 if reason not in reasons:

@@ -139,9 +139,10 @@ def test_required_requirement_fails_when_missing(powerless, names, workers):
 FILTERED = """
 def pytest_configure():
     from helpers import facilities
+    from helpers.probes.why import Unavailable
 
     def blocked():
-        raise facilities.Unavailable("answered by a filter")
+        raise Unavailable("answered by a filter")
 
     facilities.PROBES["lock-calls"] = blocked
 """
