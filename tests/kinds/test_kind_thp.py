@@ -1,6 +1,7 @@
 """Transparent huge pages: one folio, one mark, many pages."""
 
 import statistics
+from contextlib import contextmanager
 
 import pytest
 
@@ -51,6 +52,19 @@ COUNTING = list(range(N))
 def need_huge(region):
     if not thp.is_huge(region):
         inconclusive("the kernel gave no huge page")
+
+
+@contextmanager
+def huge_page(locked=False):
+    """A huge page that holds the numbers of its pages, in a process that stays on one CPU."""
+    lru.pin()
+    thp.allow()
+    with thp.aligned() as region:
+        fill(region)
+        if locked:
+            libc.mlock(region.addr, region.size)
+        need_huge(region)
+        yield region
 
 
 def seal(region):
@@ -126,11 +140,7 @@ def test_lock_of_a_part_before_the_touch_populates_that_part_only(first, count):
 def test_lock_of_a_part_of_a_huge_page(first, count):
     """A lock of a part of a huge page counts that part and leaves the folio whole and unmarked:
     its other pages stay reclaimable."""
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region:
-        fill(region)
-        need_huge(region)
+    with huge_page() as region:
         frames = pagemap.pfns(region.addr, N)
         libc.mlock(region.at(first), count * PAGE)
         expected = [first <= page < first + count for page in range(N)]
@@ -152,12 +162,7 @@ def test_lock_of_a_part_of_a_huge_page(first, count):
 def test_unlock_of_a_part_of_a_locked_huge_page(first, count):
     """munlock of a part of a locked huge page takes the mark off the folio; the rest stays locked,
     counted and present."""
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region:
-        fill(region)
-        libc.mlock(region.addr, region.size)
-        need_huge(region)
+    with huge_page(locked=True) as region:
         frames = pagemap.pfns(region.addr, N)
         libc.munlock(region.at(first), count * PAGE)
         letters = account.pages(region)
@@ -174,12 +179,7 @@ def test_unlock_of_a_part_of_a_locked_huge_page(first, count):
 def test_relock_of_a_huge_page_that_was_mapped_in_parts():
     """A huge page locked, unlocked in part, unlocked and locked whole again counts once and is
     marked again, where the kernel marks folios mapped page by page (6.7)."""
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region:
-        fill(region)
-        libc.mlock(region.addr, region.size)
-        need_huge(region)
+    with huge_page(locked=True) as region:
         libc.munlock(region.at(PART), PAGE)
         libc.munlock(region.addr, region.size)
         assert marks(region) == "-", "unlocked"
@@ -206,11 +206,7 @@ def test_relock_of_a_huge_page_that_was_mapped_in_parts():
 def test_split_marks_exactly_the_locked_pages(order, first, count):
     """When a huge page of which a part is unlocked is split (MADV_COLD of that part), each locked
     page is mlocked for itself and no other."""
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region:
-        fill(region)
-        need_huge(region)
+    with huge_page() as region:
         if order == "locked-whole-first":
             libc.mlock(region.addr, region.size)
             libc.munlock(region.at(first), count * PAGE)
@@ -237,12 +233,7 @@ def test_split_marks_exactly_the_locked_pages(order, first, count):
 @pytest.mark.exclusive
 def test_split_of_a_locked_huge_page_marks_every_page():
     """A huge page that is locked whole and split by the kernel leaves every page mlocked."""
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region:
-        fill(region)
-        libc.mlock(region.addr, region.size)
-        need_huge(region)
+    with huge_page(locked=True) as region:
         lru.drain()
         thp.split(region)
         lru.drain()
@@ -259,11 +250,7 @@ def test_split_of_a_locked_huge_page_marks_every_page():
 def test_locked_huge_page_mapped_in_parts_stays_locked(way):
     """munmap, mprotect, MADV_DONTFORK or mremap of a part of a locked huge page leaves every other
     page present, locked and writable without a fault."""
-    thp.allow()
-    with thp.aligned() as region:
-        fill(region)
-        libc.mlock(region.addr, region.size)
-        need_huge(region)
+    with huge_page(locked=True) as region:
         piece = region.sub(PART, PART)
         expected = N
         if way == "munmap":
@@ -290,12 +277,7 @@ def test_locked_huge_page_mapped_in_parts_stays_locked(way):
 @FLAGS
 def test_locked_huge_page_moves_with_its_mark():
     """mremap of a locked huge page to an aligned place keeps its frame, its mark and its count."""
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region, thp.aligned() as place:
-        fill(region)
-        libc.mlock(region.addr, region.size)
-        need_huge(region)
+    with huge_page(locked=True) as region, thp.aligned() as place:
         before = marks(region)
         how = libc.MREMAP_MAYMOVE | libc.MREMAP_FIXED
         libc.mremap(region.addr, region.size, region.size, how, place.addr)
@@ -386,12 +368,7 @@ def test_collapse_of_locked_shared_memory_keeps_the_lock():
 def test_drop_of_a_part_of_a_locked_huge_page():
     """MADV_DONTNEED_LOCKED of a part of a locked huge page drops that part alone; touched again,
     its pages are mlocked."""
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region:
-        fill(region)
-        libc.mlock(region.addr, region.size)
-        need_huge(region)
+    with huge_page(locked=True) as region:
         piece = region.sub(PART, 4)
         libc.madvise(piece.addr, piece.size, libc.MADV_DONTNEED_LOCKED)
         expected = [not PART <= page < PART + 4 for page in range(N)]
@@ -408,12 +385,7 @@ def test_drop_of_a_part_of_a_locked_huge_page():
 def test_copy_of_a_page_of_a_locked_huge_page_is_marked():
     """After fork the parent's write into a locked huge page gives it a mlocked copy of the page;
     the child's copies are not locked."""
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region:
-        fill(region)
-        libc.mlock(region.addr, region.size)
-        need_huge(region)
+    with huge_page(locked=True) as region:
         with Child() as child:
             libc.write(region.at(PART), b"mine")
             child.call(libc.write, region.at(3), b"hers")
@@ -434,11 +406,7 @@ def test_huge_page_with_two_lockers_keeps_its_mark_until_the_last():
     """A huge page locked by two processes stays mlocked when one of them unlocks."""
     if kernel.version() < (5, 18, 0):
         pytest.skip("needs 5.18: before, a huge page mapped twice is not mlocked")
-    lru.pin()
-    thp.allow()
-    with thp.aligned() as region:
-        region.touch()
-        need_huge(region)
+    with huge_page() as region:
         libc.mprotect(region.addr, region.size, libc.PROT_READ)
         lru.drain()
         libc.mlock(region.addr, region.size)
