@@ -252,8 +252,10 @@ def removed_cgroups():
         yield
     finally:
         for folder in found() - before:
-            with contextlib.suppress(OSError):  # another podman has begun to use it
-                folder.rmdir()
+            inside = (path for path in folder.rglob("*") if path.is_dir())  # conmon's, at least
+            for path in [*sorted(inside, reverse=True), folder]:
+                with contextlib.suppress(OSError):  # another podman has begun to use it
+                    path.rmdir()
 
 
 @contextlib.contextmanager
