@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from helpers import libc, lru
-from helpers.memory import Region
+from helpers.memory import Region, mapping
 from helpers.observe import account, maps, pagemap, status
 
 Worker = Callable[[random.Random], object]
@@ -77,6 +77,24 @@ def drain_everywhere() -> None:
             lru.drain()
     finally:
         os.sched_setaffinity(0, saved)
+
+
+def control() -> list[int]:
+    """VmLck in pages after mlock2, munlock, mlock2 and munlockall of a fresh mapping of 4 pages.
+
+    ``[4, 0, 4, 0]`` in a process that holds no other lock: the calls that raced are obeyed.
+    """
+    seen = []
+    with mapping("private", 4) as fresh:
+        for whole in (False, True):
+            libc.mlock2(fresh.addr, fresh.size, libc.MLOCK_ONFAULT)
+            seen.append(status.vmlck_pages())
+            if whole:
+                libc.munlockall()
+            else:
+                libc.munlock(fresh.addr, fresh.size)
+            seen.append(status.vmlck_pages())
+    return seen
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def _counted(call: str, size: object) -> dict[str, Lie]:
     return {call: counts.miscounts(size), **_reads(counts.show_miscount)}  # type: ignore[arg-type]
 
 
+_SHM_LOCK, _SHM_UNLOCK = 11, 12  # include/uapi/linux/shm.h
 _FORKS = ("clone", "clone3", "fork")
 _DRIVES = ("write", "madvise", "process_madvise")
 
@@ -806,6 +807,26 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, Mapping[str, Lie]], ...]] = {
         ("mlock-swapped-stays-out", "mlock leaves swapped-out pages in swap",
          "reclaim/test_reclaim_swapped.py", "argument", {
              "mlock2": requests.adding(2, 1, on.swapped), "mlock": pressure.swapped_left}),
+    ),
+    "kinds": (
+        ("shm-lock-ignored", "SHM_LOCK returns 0 and does nothing",
+         "kinds/test_kind_sysv.py", "unexecuted",
+         {"shmctl": requests.pretend(on.is_(1, _SHM_LOCK))}),
+        ("shm-unlock-ignored", "SHM_UNLOCK returns 0 and does nothing",
+         "kinds/test_kind_sysv.py", "unexecuted",
+         {"shmctl": requests.pretend(on.is_(1, _SHM_UNLOCK))}),
+        ("shm-lock-by-anyone", "SHM_LOCK succeeds for who is neither owner nor capable",
+         "kinds/test_kind_sysv.py", "result",
+         {"shmctl": requests.answers("EPERM", 0, on.is_(1, _SHM_LOCK))}),
+        ("shm-quota-unchecked", "SHM_LOCK beyond the user's quota succeeds",
+         "kinds/test_kind_sysv.py", "result",
+         {"shmctl": requests.answers("ENOMEM", 0, on.is_(1, _SHM_LOCK))}),
+        ("shm-lock-unknown-segment", "SHM_LOCK of a segment that is not there succeeds",
+         "kinds/test_kind_sysv.py", "result",
+         {"shmctl": requests.answers("EINVAL", 0, on.is_(1, _SHM_LOCK))}),
+        ("shm-unlock-needs-right", "SHM_UNLOCK by the owner gives EPERM",
+         "kinds/test_kind_sysv.py", "unexecuted",
+         {"shmctl": requests.refuse("EPERM", on.is_(1, _SHM_UNLOCK))}),
     ),
 }  # fmt: skip
 

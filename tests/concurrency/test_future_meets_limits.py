@@ -59,6 +59,8 @@ def test_mapping_refused_by_overcommit_is_not_counted():
     memory = os.sysconf("SC_PHYS_PAGES")
     with Bare() as bare:
         bare.call("mlockall", libc.MCL_FUTURE)
+        bare.mmap(1)
+        assert account(bare) == (1, 1), "control: a mapping that fits is counted"
         before = account(bare), status.kb("VmSize", bare.pid), maps.vmas(bare.pid)
         # More than memory and swap of any machine that has this much memory.
         assert refused(bare, memory * 64, libc.PROT_RW) == "ENOMEM", "overcommit refuses it"

@@ -42,7 +42,9 @@ def work(region, seed, index, rounds, ready, go):
             libc.munlock(addr, size)
         else:
             libc.fill(addr, dice.randrange(256), 1)
-    return race.audit(region)
+    seen = race.audit(region)
+    libc.munlockall()
+    return seen, race.control()
 
 
 def started(regions, seed, rounds):
@@ -78,7 +80,8 @@ def test_processes_race_on_same_pages(request, kind):
         children = started([region] * PROCESSES, seed, ROUNDS)
         try:
             for child in children:
-                seen = child.result()
+                seen, control = child.result()
+                assert control == [4, 0, 4, 0], "control: the calls that raced are obeyed"
                 assert seen.vmlck == seen.lo, f"VmLck is the sum of the lo VMAs (--seed {seed})"
                 assert seen.absent == (), f"every page that is lo is present (--seed {seed})"
                 child.leave()
@@ -123,7 +126,8 @@ def test_holder_keeps_pages_while_others_race(request):
         children = started([region] * PROCESSES, seed, ROUNDS)
         try:
             for child in children:
-                child.result()
+                _, control = child.result()
+                assert control == [4, 0, 4, 0], "control: the calls that raced are obeyed"
                 assert pagemap.present_count(region.addr, PAGES) == PAGES, f"--seed {seed}"
                 child.leave()
         finally:

@@ -86,8 +86,9 @@ def test_ring_of_the_kernel_is_never_locked(make, flags):
     munlock take anything away."""
     region = make()
     with mapping("private", 3) as plain:
-        libc.mlock(plain.addr, plain.size)
+        libc.mlock2(plain.addr, plain.size, flags)
         before = status.vmlck_pages()
+        assert before == 3, "control: plain memory counts"
         assert libc.outcome(libc.mlock2, region.addr, region.size, flags) == "ok", "mlock"
         assert status.vmlck_pages() == before, "VmLck"
         assert maps.at(region.addr).lock == "", "not lo"
@@ -95,6 +96,8 @@ def test_ring_of_the_kernel_is_never_locked(make, flags):
         assert status.vmlck_pages() == before, "VmLck after munlock"
         libc.munmap(region.addr, region.size)
         assert status.vmlck_pages() == before, "VmLck after munmap"
+        libc.munlock(plain.addr, plain.size)
+        assert status.vmlck_pages() == 0, "control: plain memory is unlocked"
 
 
 @SPECIAL
@@ -104,6 +107,8 @@ def test_ring_made_under_future_is_never_locked(make):
     out of VmLck."""
     with Child() as child:
         child.call(libc.mlockall, libc.MCL_FUTURE)
+        plain = child.call(libc.mmap, 0, PAGE)
+        assert maps.at(plain, child.pid).lock == "lo", "control: plain memory is lo"
         region = child.call(make)
         assert maps.at(region.addr, child.pid).lock == "", "not lo"
         assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "VmLck: sum of lo"
@@ -117,7 +122,9 @@ def test_mlockall_passes_over_rings(make):
     """mlockall(MCL_CURRENT) locks all around a ring and not the ring."""
     with Child() as child:
         region = child.call(make)
+        plain = child.call(libc.mmap, 0, PAGE)
         child.call(libc.mlockall, libc.MCL_CURRENT)
+        assert maps.at(plain, child.pid).lock == "lo", "control: plain memory is lo"
         assert maps.at(region.addr, child.pid).lock == "", "not lo"
         assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "VmLck: sum of lo"
         child.call(libc.munlockall)
@@ -146,9 +153,11 @@ def test_vvar_is_never_locked():
         region = vvar()
     except LookupError as error:
         pytest.skip(str(error))
-    libc.outcome(libc.mlock, region.addr, region.size)  # part of it may be absent
-    assert maps.at(region.addr).lock == "", "not lo"
-    assert status.vmlck_kb() == 0, "VmLck"
+    with mapping("private", 1) as plain:
+        libc.mlock(plain.addr, plain.size)
+        libc.outcome(libc.mlock, region.addr, region.size)  # part of it may be absent
+        assert maps.at(region.addr).lock == "", "not lo"
+        assert status.vmlck_pages() == 1, "VmLck counts the plain page alone"
 
 
 @pytest.mark.parametrize("how", ["private", "shared"])
@@ -173,6 +182,8 @@ def test_special_mapping_goes_without_a_trace_under_future(flags):
     """The vdso mapped and unmapped under MCL_FUTURE is never lo, and leaves VmLck as it was."""
     with Child() as child:
         child.call(libc.mlockall, flags)
+        plain = child.call(libc.mmap, 0, PAGE)
+        assert maps.at(plain, child.pid).locked, "control: plain memory is lo"
         low, high = child.call(vdso.map_again)
         assert [v.lock for v in maps.smaps(child.pid, low, high) if v.lock] == [], "not lo"
         child.call(libc.munmap, low, high - low)

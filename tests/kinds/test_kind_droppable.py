@@ -64,7 +64,9 @@ def test_child_gets_droppable_memory_empty():
     with Child() as child:
         assert child.call(region.peek) == b"\0" * N, "wiped"
         child.call(libc.mlock, region.addr, region.size)
-        assert child.call(status.vmlck_kb) == 0, "VmLck of the child"
+        plain = child.call(libc.mmap, 0, PAGE)
+        child.call(libc.mlock, plain, PAGE)
+        assert child.call(status.vmlck_pages) == 1, "VmLck of the child: the plain page alone"
         assert not maps.at(region.addr, child.pid).locked, "not lo"
     assert region.peek() == b"\x66" * N, "the parent's contents"
 
@@ -75,7 +77,9 @@ def test_mlockall_passes_over_droppable_memory(flags):
     """mlockall(MCL_CURRENT) leaves droppable memory unlocked and uncounted, munlockall too."""
     with Child() as child:
         region = child.call(droppable)
+        plain = child.call(libc.mmap, 0, PAGE)
         child.call(libc.mlockall, flags)
+        assert maps.at(plain, child.pid).locked, "control: plain memory is lo"
         assert not maps.at(region.addr, child.pid).locked, "not lo"
         assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "VmLck: sum of lo"
         child.call(libc.munlockall)

@@ -72,21 +72,29 @@ def test_secret_memory_is_populated_by_touch_alone():
 def test_lock_calls_leave_secret_memory_as_it_is(call):
     """mlock, mlock2, munlock and munlockall change neither the mark of secret memory nor its
     count, of a part or of all."""
-    with secret() as region:
-        region.touch()
-        before = letters(region)
-        if call == "munlock":
-            libc.munlock(region.at(2), 3 * PAGE)
-            libc.munlock(region.addr, region.size)
-        elif call == "munlockall":
+
+    def act(addr, size):
+        if call == "munlockall":
             libc.munlockall()
         elif call == "mlock2":
-            libc.outcome(libc.mlock2, region.at(1), PAGE, libc.MLOCK_ONFAULT)
+            libc.outcome(libc.mlock2, addr, size, libc.MLOCK_ONFAULT)
         else:
-            libc.outcome(libc.mlock, region.at(1), PAGE)
+            libc.outcome(getattr(libc, call), addr, size)
+
+    with secret() as region, memory.mapping("private", 1) as plain:
+        region.touch()
+        before = letters(region)
+        unlocking = call in {"munlock", "munlockall"}
+        if unlocking:
+            libc.mlock(plain.addr, PAGE)
+        act(plain.addr, PAGE)
+        act(region.at(1), PAGE)
+        if unlocking:
+            act(region.addr, region.size)
         seen = account.of(region)
+        assert maps.at(plain.addr).locked is not unlocking, "control: plain memory obeys"
         assert seen.pages == before, "the mark"
-        assert seen.vmlck == before.count("L"), "VmLck"
+        assert seen.vmlck == before.count("L") + (not unlocking), "VmLck"
         assert presence.mapped(region) == "1" * N, "every page is there"
         assert len(maps.smaps(low=region.addr, high=region.end)) == 1, "one VMA"
 
@@ -271,6 +279,8 @@ def test_secret_memory_made_under_future_counts_once():
     # In the newer model it is lo only here (7.2, 7.3): do_mmap() adds the flag, mlock() does not.
     with Child() as child:
         child.call(libc.mlockall, libc.MCL_FUTURE)
+        plain = child.call(libc.mmap, 0, PAGE)
+        assert maps.at(plain, child.pid).locked, "control: plain memory is lo"
         before = child.call(vmlck_now)
         found = child.call(hold_only, N)
         pages = N if maps.at(found, child.pid).locked else 0
