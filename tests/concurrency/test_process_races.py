@@ -104,9 +104,12 @@ def test_processes_that_end_leave_no_mark(request, end):
             children = started(shares(region), seed + turn, ROUNDS if end == "exit" else 1 << 30)
             for child in children:
                 if end == "exit":
-                    child.result()
+                    _, control = child.result()
+                    assert control == [4, 0, 4, 0], "control: the calls that raced are obeyed"
                     child.leave()
                 else:
+                    # Once it holds a lock, it is in the middle: SIGKILL meets locked pages.
+                    assert any(status.vmlck_kb(child.pid) for _ in range(100_000)), "it locks"
                     assert os.WTERMSIG(child.kill()) == signal.SIGKILL, "killed in the middle"
         for lock, marked in ((None, 0), (libc.mlock, PAGES), (libc.munlock, 0)):
             if lock is not None:

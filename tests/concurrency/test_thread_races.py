@@ -138,6 +138,7 @@ def test_races_leave_pages_that_can_be_locked_and_unlocked(request):
         assert all(marks(region).mlocked), f"every page is mlocked again (--seed {seed})"
         libc.munlock(region.addr, region.size)
         assert not any(marks(region).mlocked), f"and none after munlock (--seed {seed})"
+        assert race.control() == [4, 0, 4, 0], "control: the calls that raced are obeyed"
 
 
 @pytest.mark.needs("lock-all")

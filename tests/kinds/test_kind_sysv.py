@@ -81,13 +81,16 @@ def test_segment_lock_and_mapping_lock_are_two_things():
         sysv.lock(segment.id)
         libc.mlock(region.addr, region.size)
         libc.munlock(region.addr, region.size)
-        assert sysv.is_locked(segment.id), "after munlock"
+        assert status.vmlck_pages() == 0, "munlock ends the mapping's lock"
+        assert sysv.is_locked(segment.id), "and not the segment's"
         libc.mlock(region.addr, region.size)
         libc.munlockall()
-        assert sysv.is_locked(segment.id), "after munlockall"
+        assert status.vmlck_pages() == 0, "munlockall ends the mapping's lock"
+        assert sysv.is_locked(segment.id), "and not the segment's"
         libc.mlock(region.addr, region.size)
         sysv.unlock(segment.id)
-        assert account.pages(region) == account.LOCKED * N, "lo after SHM_UNLOCK"
+        assert not sysv.is_locked(segment.id), "SHM_UNLOCK ends the segment's lock"
+        assert account.pages(region) == account.LOCKED * N, "and leaves the mapping lo"
         assert status.vmlck_pages() == N, "and counted"
 
 
@@ -130,7 +133,10 @@ def test_page_locked_both_ways_is_unevictable_until_both_end():
         libc.mlock(region.addr, region.size)
         sysv.unlock(segment.id)
         both = pagemap.MLOCKED | pagemap.UNEVICTABLE
+        assert not sysv.is_locked(segment.id), "the segment's lock has ended"
         assert flags(region).having(both) == 48, "the mapping's is left"
+        libc.munlock(region.addr, region.size)
+        assert flags(region).having(pagemap.UNEVICTABLE) == 0, "both have ended"
 
 
 def swap_out_then_lock(group, pages):
@@ -282,7 +288,8 @@ def test_capability_opens_every_segment_and_the_quota():
         with privilege.memlock(0):
             assert tries(sysv.lock, number) == "ok", "another user's segment, limit 0"
             assert sysv.is_locked(number), "locked"
-            assert tries(sysv.unlock, number) == "ok", "unlocked"
+            assert tries(sysv.unlock, number) == "ok", "SHM_UNLOCK"
+            assert not sysv.is_locked(number), "unlocked"
 
 
 @USERS
