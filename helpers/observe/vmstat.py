@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from helpers import libc
+
 
 def refresh() -> bool:
     """Fold per-CPU deltas; False where the file is not ours to write.
@@ -35,3 +37,14 @@ def meminfo_kb(name: str) -> int:
         if key == name:
             return int(value.split()[0])
     raise LookupError(f"no {name} in /proc/meminfo")
+
+
+def huge_page_size() -> int:
+    """Bytes in a huge page of the default size; 512 pages where the kernel has none.
+
+    So that a module can size its cases on a kernel without hugetlb, where they do not run.
+    """
+    try:
+        return meminfo_kb("Hugepagesize") * 1024
+    except LookupError:
+        return 512 * libc.PAGE

@@ -217,9 +217,9 @@ def _huge_range() -> None:
 def _hugetlb() -> None:
     how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB
     try:
-        size = vmstat.meminfo_kb("Hugepagesize") * 1024
+        size = vmstat.huge_page_size()
         libc.munmap(libc.mmap(0, size, libc.PROT_RW, how), size)
-    except (OSError, LookupError) as error:
+    except OSError as error:
         raise Unavailable(
             "no free huge page", str(error), "sysctl vm.nr_hugepages=8 while the suite runs"
         ) from None

@@ -98,7 +98,7 @@ def test_droppable_cannot_be_map_locked():
 @pytest.mark.parametrize("flags", [0, libc.MAP_LOCKED], ids=["mlock", "MAP_LOCKED"])
 def test_hugetlb_is_never_counted(flags):
     """hugetlb memory is prefaulted by a lock, but neither lo nor counted."""
-    size = vmstat.meminfo_kb("Hugepagesize") * 1024
+    size = vmstat.huge_page_size()
     how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB | flags
     with unmapped_after(libc.mmap(0, size, libc.PROT_RW, how), size) as region:
         libc.mlock(region.addr, region.size)

@@ -13,10 +13,7 @@ from helpers.observe import account, maps, pagemap, rusage, status, vmstat
 from helpers.process import Child
 from helpers.report.verdicts import inconclusive
 
-try:
-    HUGE = vmstat.meminfo_kb("Hugepagesize") * 1024
-except LookupError:
-    HUGE = 512 * PAGE
+HUGE = vmstat.huge_page_size()
 PAGES = HUGE // PAGE
 HOW = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB
 SETTING = Path("/proc/sys/vm/nr_hugepages")

@@ -343,7 +343,7 @@ def test_lock_of_a_huge_segment_is_a_noop():
     """SHM_LOCK of a segment of huge pages succeeds, marks and charges nothing."""
     from helpers.observe import vmstat
 
-    size = vmstat.meminfo_kb("Hugepagesize") * 1024
+    size = vmstat.huge_page_size()
     with sysv.segment(size // PAGE, flags=0o4000) as segment:  # SHM_HUGETLB
         sysv.lock(segment.id)
         assert not sysv.is_locked(segment.id), "SHM_LOCKED is not set"

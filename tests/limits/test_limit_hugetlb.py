@@ -7,10 +7,7 @@ from helpers.libc import PAGE
 from helpers.observe import status, vmstat
 from helpers.privilege import limited
 
-try:
-    HUGE = vmstat.meminfo_kb("Hugepagesize") * 1024
-except LookupError:
-    HUGE = 512 * PAGE
+HUGE = vmstat.huge_page_size()
 HUGE_PAGES = HUGE // PAGE
 HOW = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB
 # What is never populated takes no page from the few there are.
