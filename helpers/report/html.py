@@ -125,13 +125,16 @@ def _grouped(
     return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
-def _drawn(results: Sequence[Result]) -> dict[str, list[tuple[Result, Behaviour]]]:
-    """Chapter → the behaviours that have something to draw."""
-    found: dict[str, list[tuple[Result, Behaviour]]] = {}
+Drawn = dict[str, list[tuple[Result, Behaviour, list[dict[str, Any]]]]]
+
+
+def _drawn(results: Sequence[Result]) -> Drawn:
+    """Chapter → the behaviours that have something to draw, with their pictures."""
+    found: Drawn = {}
     for result in results:
         for b in result.behaviours.values():
-            if any(map(picture, b.series)):
-                found.setdefault(b.chapter or "other", []).append((result, b))
+            if pictures := [p for p in map(picture, b.series) if p]:
+                found.setdefault(b.chapter or "other", []).append((result, b, pictures))
     return dict(sorted(found.items()))
 
 
@@ -145,6 +148,7 @@ def page(results: Sequence[Result]) -> str:
     for result in results:
         matrix.add(result)
     statements = {b.id: b.statement for r in results for b in r.behaviours.values()}
+    drawn = _drawn(results)
     text: str = template.render(
         results=results,
         verdicts=list(Verdict),
@@ -156,7 +160,7 @@ def page(results: Sequence[Result]) -> str:
         failures=_told(results, Verdict.FAILED, Verdict.BROKEN),
         deviations=_grouped(results, Verdict.DEVIATES),
         unverified=_grouped(results, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE),
-        drawn=_drawn(results),
-        picture=picture,
+        drawn=drawn,
+        pictures={(r.id, b.id): p for rows in drawn.values() for r, b, p in rows},
     )
     return text
