@@ -405,7 +405,9 @@ def test_copy_of_a_page_of_a_locked_huge_page_is_marked():
 def test_huge_page_with_two_lockers_keeps_its_mark_until_the_last():
     """A huge page locked by two processes stays mlocked when one of them unlocks."""
     if kernel.version() < (5, 18, 0):
-        pytest.skip("needs 5.18: before, a huge page mapped twice is not mlocked")
+        pytest.skip(
+            "needs a kernel from 5.18 on: before cea86fe246b6 a huge page mapped twice has no mark"
+        )
     with huge_page() as region:
         libc.mprotect(region.addr, region.size, libc.PROT_READ)
         lru.drain()

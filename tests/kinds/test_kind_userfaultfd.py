@@ -168,7 +168,9 @@ def test_write_protection_of_locked_pages_keeps_them():
 def test_page_of_the_cache_mapped_into_a_locked_range_is_marked():
     """UFFDIO_CONTINUE maps a page that the file has already into a locked range: mlocked."""
     if BEFORE_5_18:
-        pytest.skip("needs 5.18: before, file faults leave the marking to reclaim")
+        pytest.skip(
+            "needs a kernel from 5.18 on: before cea86fe246b6 file faults leave the mark to reclaim"
+        )
     lru.pin()
     fd = memory.memfd(N * PAGE)
     with (
