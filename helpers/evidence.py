@@ -12,6 +12,9 @@ from contextlib import contextmanager
 records: list[str] = []
 """Evidence of this case so far, newest last. A forked case starts with an empty list."""
 
+wanted = True
+"""Whether evidence is taken at all: not where nobody will read the report."""
+
 MOST_PAGES = 16
 
 
@@ -47,5 +50,6 @@ def watching(addr: int, size: int, label: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        records.append(describe(addr, size, label))
+        if wanted:
+            records.append(describe(addr, size, label))
         raise

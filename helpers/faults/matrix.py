@@ -10,8 +10,8 @@
      "problems": [TEXT]}
 
 ``baseline`` is the verdict under the supervisor without a lie (``held``, ``deviates``,
-``failed``, ``not verified``); only the first two are run under faults, and a case that deviates
-is broken by the kernel itself. ``cells`` has the pairs that were run: the fault would have acted
+``failed``, ``not verified``); only the first is run under faults: a case that deviates is broken
+by the kernel itself. ``cells`` has the pairs that were run: the fault would have acted
 in that case. ``controls`` are the cases shown able to fail in another way (:data:`CONTROLS`).
 """
 
@@ -35,13 +35,17 @@ HELD, DEVIATES, FORMAT = "held", "deviates", 1
 SOUND = (HELD, DEVIATES)
 
 
-def outcome(reports: Sequence[Any]) -> str:
-    """What a case made of a fault: noticed (failed), missed (as before) or inconclusive."""
+CELLS = {"failed": NOTICED, "passed": MISSED, "skipped": INCONCLUSIVE}
+"""What a case made of a fault, by its outcome."""
+
+
+def baseline(reports: Sequence[Any]) -> str:
+    """What a case came to without a lie."""
     if any(r.failed for r in reports):
-        return NOTICED
-    if any(r.skipped and not hasattr(r, "wasxfail") for r in reports):
-        return INCONCLUSIVE
-    return MISSED
+        return "failed"
+    if any(hasattr(r, "wasxfail") for r in reports):
+        return DEVIATES
+    return "not verified" if any(r.skipped for r in reports) else HELD
 
 
 @dataclass
@@ -55,14 +59,10 @@ class Matrix:
 
     def add(self, node: str, reports: Sequence[Any]) -> None:
         """A case's reports, the last of which carries its row."""
-        held = {MISSED: HELD, NOTICED: "failed", INCONCLUSIVE: "not verified"}
         chapter = next(
             (str(v) for r in reports for n, v in r.user_properties if n == "chapter"), ""
         )
-        baseline = held[outcome(reports)]
-        if baseline == HELD and any(hasattr(r, "wasxfail") for r in reports):
-            baseline = DEVIATES
-        self.cases[node] = {"chapter": chapter, "baseline": baseline}
+        self.cases[node] = {"chapter": chapter, "baseline": baseline(reports)}
         for report in reports:
             for name, value in report.user_properties:
                 if name == PROPERTY:

@@ -6,14 +6,15 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from helpers import forked, libc
 from helpers.faults import catalogue, matrix, supervisor, tracing
+from helpers.faults.supervisor import CHILD, SIGNAL
 from helpers.pressure import session
 
 MATRIX_DEADLINE = 15.0
@@ -65,7 +66,11 @@ class Watch:
 
     def __init__(self, service: Service, faults: list[str], dry: bool) -> None:
         self._service, self._faults, self._dry = service, faults, dry
-        self._numbers = _numbers(faults)
+        calls = catalogue.calls(faults)
+        self._numbers = _numbers(set(calls) - {*supervisor.READS})
+        self._reads = _numbers(supervisor.READS) if "read" in calls else []
+        if self._reads:
+            self._numbers += _numbers(["openat"])
         self.acted: dict[str, int] = {}
         self.problems: list[str] = []
 
@@ -89,7 +94,7 @@ class Watch:
         if not os.read(self._wait, 1):
             os._exit(71)
         os.close(self._wait)
-        tracing.stop_at(self._numbers)
+        tracing.stop_at(self._numbers, marked=self._reads)
 
     def ended(self) -> None:
         """In the controlling process, once the case has been reaped."""
@@ -97,8 +102,8 @@ class Watch:
         self.acted, self.problems = answer["acted"], answer["problems"]
 
 
-def _numbers(faults: list[str]) -> list[int]:
-    found = (tracing.number(name) for name in catalogue.calls(faults))
+def _numbers(names: Iterable[str]) -> list[int]:
+    found = (tracing.number(name) for name in names if name not in (CHILD, SIGNAL))
     return [number for number in found if number is not None]
 
 
@@ -194,15 +199,18 @@ def _service(config: pytest.Config) -> Service:
     return config.stash[service_key]
 
 
+T = TypeVar("T")
+
+
 def _under(
-    item: pytest.Item, faults: list[str], dry: bool, deadline: float | None = None
-) -> tuple[list[pytest.TestReport], Watch]:
+    item: pytest.Item, faults: list[str], dry: bool, run: Callable[[pytest.Item], T]
+) -> tuple[T, Watch]:
     watch = Watch(_service(item.config), faults, dry)
     item.config.stash[forked.watch_key] = watch
     try:
         # A turn for each fault: an exclusive case elsewhere waits for one, not for all.
         with session.turn(item):
-            return forked.in_child(item, deadline), watch
+            return run(item), watch
     finally:
         del item.config.stash[forked.watch_key]
 
@@ -219,7 +227,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         reports = _under_all(item)
     else:
         dry = name == catalogue.NONE
-        reports, watch = _under(item, list(catalogue.FAULTS) if dry else [name], dry)
+        faults = list(catalogue.FAULTS) if dry else [name]
+        reports, watch = _under(item, faults, dry, forked.in_child)
         told = 0 if dry else watch.acted.get(name, 0)
         for report in reports[-1:]:
             report.user_properties += [("fault", name), ("fault-acted", told)]
@@ -234,18 +243,20 @@ def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
     """The case with no lie, and under each fault that would have acted there."""
     chosen = item.config.getoption("--fault")
     faults = chosen.split(",") if chosen else list(catalogue.FAULTS)
-    reports, watch = _under(item, faults, True)
+    reports, watch = _under(item, faults, True, forked.in_child)
     cells: dict[str, str] = {}
     problems: list[str] = []
-    if matrix.outcome(reports) == matrix.MISSED:  # else there is nothing a fault could break
+    if matrix.baseline(reports) == matrix.HELD:  # else there is nothing a fault could break
         took = sum(r.duration for r in reports)
         deadline = min(MATRIX_DEADLINE, SHORTEST + 4 * took)
         reached = [f for f in watch.acted if took < SLOW or _expected(f, item)]
         for fault in reached:
-            seen, under = _under(item, [fault], False, deadline)
+            seen, under = _under(
+                item, [fault], False, lambda i: forked.outcome_in_child(i, deadline)
+            )
             problems += under.problems
             # What went differently may have kept the fault from acting.
-            cells[fault] = matrix.outcome(seen) if under.acted else matrix.UNREACHED
+            cells[fault] = matrix.CELLS[seen] if under.acted else matrix.UNREACHED
     reports[-1].user_properties.append(
         (matrix.PROPERTY, json.dumps({"cells": cells, "problems": problems}))
     )

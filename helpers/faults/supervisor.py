@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -28,6 +29,20 @@ from helpers.observe import maps, pagemap, status
 
 Lie = Callable[["Call"], "Generator[None, int, None] | None"]
 """What a fault does about one system call."""
+READS = ("read", "pread64")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A lie about what is read from certain files; ``files`` matches their whole path."""
+
+    files: re.Pattern[str]
+    lie: Lie
+
+    def __call__(self, call: Call) -> Generator[None, int, None] | None:
+        return self.lie(call)
+
+
 CHILD, SIGNAL = "child", "signal"
 """Not calls: a process has been forked and has not run yet; a signal is about to arrive."""
 TOP = 1 << 56
@@ -130,14 +145,15 @@ class Call:
         found: list[maps.Vma] = self._once((low, high), lambda: maps.smaps(self.pid, low, high))
         return found
 
-    def vmas_of(self, pid: int) -> list[maps.Vma]:
-        """All VMAs of some process."""
-        found: list[maps.Vma] = self._once(("vmas", pid), lambda: maps.smaps(pid))
+    def locked_of(self, pid: int) -> list[maps.Vma]:
+        """All ``lo`` VMAs of some process."""
+        found: list[maps.Vma] = self._once(("locked", pid), lambda: maps.locked(pid))
         return found
 
     def locked(self, low: int = 0, high: int = TOP) -> list[tuple[int, int, maps.Vma]]:
         """The ``lo`` parts of [low, high): start, end, VMA."""
-        return [(max(v.start, low), min(v.end, high), v) for v in self.vmas(low, high) if v.locked]
+        vmas = self.locked_of(self.pid) if (low, high) == (0, TOP) else self.vmas(low, high)
+        return [(max(v.start, low), min(v.end, high), v) for v in vmas if v.locked]
 
     def locked_bytes(self, low: int = 0, high: int = TOP) -> int:
         """Bytes of them."""
@@ -208,20 +224,20 @@ class Call:
     @property
     def file(self) -> str:
         """What the first argument, a descriptor, is open on."""
+        return _file(self._stop)
 
-        def ask() -> str:
-            try:
-                return os.readlink(f"/proc/{self.tid}/fd/{self.args[0]}")
-            except OSError:
-                return ""
-
-        path: str = self._once("file", ask)
-        return path
+    @property
+    def shown(self) -> int:
+        """The process that the file in /proc is about."""
+        return int(self.file.split("/")[2])
 
     @property
     def data(self) -> bytes:
         """What the call has read into its buffer."""
-        return self.memory(self.args[1], max(0, self.result))
+        found: bytes = self._once(
+            "data", lambda: self.memory(self.args[1], max(0, self.result))
+        )
+        return found
 
     def memory(self, addr: int, length: int) -> bytes:
         """Bytes of the process."""
@@ -308,6 +324,7 @@ class Call:
     def write(self, addr: int, data: bytes) -> None:
         """Change the process's memory: what a call has written there for it to read."""
         if self.memory(addr, len(data)) != data and self.act():
+            self._stop.memo.pop("data", None)
             with open(f"/proc/{self.tid}/mem", "r+b", 0) as file:
                 os.pwrite(file.fileno(), data, addr)
 
@@ -328,6 +345,16 @@ class Call:
             self._stop.swallowed = True
 
 
+def _file(stop: Stop) -> str:
+    if "file" not in stop.memo:
+        try:
+            stop.memo["file"] = os.readlink(f"/proc/{stop.task.tid}/fd/{stop.args[0]}")
+        except OSError:
+            stop.memo["file"] = ""
+    return str(stop.memo["file"])
+
+
+_F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
 _HERE = os.stat("/proc/self/ns/user").st_ino if os.path.exists("/proc/self/ns/user") else 0
 
 
@@ -337,6 +364,9 @@ class Supervisor:
     def __init__(self, lies: Mapping[str, Sequence[tuple[str, Lie]]], dry: bool) -> None:
         self.lies, self.dry = lies, dry
         self.names = {tracing.number(n): n for n in lies if n not in (CHILD, SIGNAL)}
+        self.files = {lie.files for _, lie in lies.get("read", ()) if isinstance(lie, Shown)}
+        if self.files:
+            self.names[tracing.number("openat")] = "openat"
         self.tasks: dict[int, Task] = {}
         self.early: set[int] = set()
         self.acted: dict[str, int] = {}
@@ -442,8 +472,12 @@ class Supervisor:
 
     def _tell(self, stop: Stop) -> list[Generator[None, int, None]]:
         """Show a stop to every fault that wants it; those to be resumed by its result."""
-        left = []
+        left: list[Generator[None, int, None]] = []
         for fault, lie in self.lies.get(stop.name, ()):
+            if self.dry and fault in self.acted:
+                continue  # that it can act in this case is all there is to note
+            if isinstance(lie, Shown) and not lie.files.fullmatch(_file(stop)):
+                continue
             call = Call(stop, fault, self.dry)
             try:
                 telling = lie(call)
@@ -471,6 +505,11 @@ class Supervisor:
             tracing.ptrace(tracing.CONT, task.tid)
             return
         stop = Stop(self, task, name, [values[i] for i in machine.args])
+        if name == "openat":
+            if self._may_show(task.tid, stop.args[1]):
+                task.waiting = (stop, [])
+            self._go_on(task)
+            return
         telling = self._tell(stop)
         if stop.changed:
             for index, value in stop.changed.items():
@@ -494,7 +533,8 @@ class Supervisor:
         stop.result = word - (1 << 64) if word >> 63 else word
         if stop.answer is not None:
             stop.result = stop.answer
-        stop.memo.pop("vmlck", None)
+        if stop.name == "openat":
+            self._mark(stop)
         stop.memo = {k: v for k, v in stop.memo.items() if k in ("file", "sets", "capable")}
         for lie in telling:
             try:
@@ -511,6 +551,28 @@ class Supervisor:
             values[machine.result] = final & libc.ULONG_MAX
             tracing.set_registers(task.tid, values)
         tracing.ptrace(tracing.CONT, task.tid)
+
+    # Files that a fault shows otherwise: their descriptors are moved to where the filter of
+    # system calls sees them read. All other reads, which are most calls, run at full speed.
+
+    def _may_show(self, tid: int, addr: int) -> bool:
+        with open(f"/proc/{tid}/mem", "rb", 0) as file:
+            return os.pread(file.fileno(), 5, addr) in (b"/proc", b"/sys/")
+
+    def _mark(self, stop: Stop) -> None:
+        if stop.result < 0:
+            return
+        stop.args[0] = stop.result
+        if not any(files.fullmatch(_file(stop)) for files in self.files):
+            return
+        command = _F_DUPFD_CLOEXEC if stop.args[2] & os.O_CLOEXEC else _F_DUPFD
+        moved = self.inject(stop.task, "fcntl", (stop.result, command, tracing.MARK))
+        if moved < 0:
+            code = OSError(-moved, os.strerror(-moved))
+            self._problem("what is read", stop, code)
+            return
+        self.inject(stop.task, "close", (stop.result,))
+        stop.said = moved
 
     # Calls that the process did not ask for.
 

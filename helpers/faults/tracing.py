@@ -25,6 +25,8 @@ EVENT_STOP = 128
 OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x80 | 0x100000
 AT_ENTRY = 1
 WALL = 0x40000000
+MARK = 512
+"""Descriptors from here on are those whose reads the tracer wants to see."""
 _NT_PRSTATUS, _NT_ARM_SYSTEM_CALL = 1, 0x404
 _PR_SET_SECCOMP, _FILTER = 22, 2
 _PR_SET_PTRACER, _ANY = 0x59616D61, -1
@@ -52,13 +54,14 @@ MACHINES = {
         {"read": 0, "pread64": 17, "write": 1, "mmap": 9, "shmat": 30, "shmctl": 31,
          "clone": 56, "fork": 57, "vfork": 58, "clone3": 435, "execve": 59, "execveat": 322,
          "exit_group": 231, "getrusage": 98, "prlimit64": 302, "fallocate": 285,
-         "ftruncate": 77, "ptrace": 101},
+         "ftruncate": 77, "ptrace": 101, "openat": 257, "close": 3, "fcntl": 72},
     ),
     "aarch64": Machine(
         0xC00000B7, 8, 0, (0, 1, 2, 3, 4, 5), 32, b"\x01\x00\x00\xd4",
         {"read": 63, "pread64": 67, "write": 64, "mmap": 222, "shmat": 196, "shmctl": 195,
          "clone": 220, "clone3": 435, "execve": 221, "execveat": 281, "exit_group": 94,
-         "getrusage": 165, "prlimit64": 261, "fallocate": 47, "ftruncate": 46, "ptrace": 117},
+         "getrusage": 165, "prlimit64": 261, "fallocate": 47, "ftruncate": 46, "ptrace": 117,
+         "openat": 56, "close": 57, "fcntl": 25},
     ),
 }  # fmt: skip
 
@@ -164,12 +167,13 @@ def allow_tracer() -> None:
     libc.outcome(libc.prctl, _PR_SET_PTRACER, _ANY, 0, 0, 0)
 
 
-def stop_at(numbers: Iterable[int]) -> None:
+def stop_at(numbers: Iterable[int], *, marked: Iterable[int] = ()) -> None:
     """From now on this process and its descendants stop for their tracer at these calls.
 
+    At those ``marked`` only if their first argument, a descriptor, is :data:`MARK` or above.
     Without CAP_SYS_ADMIN this sets no_new_privs. Raises OSError where seccomp is not to be had.
     """
-    _install(numbers, _RET_TRACE)
+    _install(numbers, _RET_TRACE, marked)
 
 
 def deny(numbers: Iterable[int], code: int) -> None:
@@ -177,16 +181,22 @@ def deny(numbers: Iterable[int], code: int) -> None:
     _install(numbers, _RET_ERRNO | code)
 
 
-def _install(numbers: Iterable[int], action: int) -> None:
+def _install(numbers: Iterable[int], action: int, marked: Iterable[int] = ()) -> None:
     def step(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("=HBBI", code, yes, no, k)
 
-    load, equal, leave = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
+    load, equal, least, leave = 0x20, 0x15, 0x35, 0x06
     steps = [
         step(load, 4), step(equal, machine().audit, 1, 0), step(leave, _RET_ALLOW), step(load, 0),
     ]  # fmt: skip
     for value in sorted(set(numbers)):
         steps += [step(equal, value, 0, 1), step(leave, action)]
+    for value in sorted(set(marked)):
+        steps += [
+            step(equal, value, 0, 4), step(load, 16), step(least, MARK, 0, 1),
+            step(leave, action), step(leave, _RET_ALLOW),
+        ]  # fmt: skip
     steps.append(step(leave, _RET_ALLOW))
     code = ctypes.create_string_buffer(b"".join(steps))
     program = _Program(len(steps), ctypes.addressof(code))

@@ -17,7 +17,7 @@ _END = 1 << 64
 
 @dataclass(frozen=True)
 class Vma:
-    """One VMA. Addresses are bytes; ``flags`` and ``fields`` only from :func:`smaps`."""
+    """One VMA. Addresses are bytes; ``flags`` and ``text`` only from :func:`smaps`."""
 
     start: int
     end: int
@@ -28,7 +28,8 @@ class Vma:
     name: str
     line: str
     flags: frozenset[str] = frozenset()
-    fields: dict[str, str] = field(default_factory=dict, compare=False)
+    text: str = field(default="", compare=False, repr=False)
+    """The lines below the first, as smaps has them."""
 
     @property
     def size(self) -> int:
@@ -56,12 +57,20 @@ class Vma:
         """``""``, ``"lo"``, ``"lo lf"``; or ``"lf"`` alone, which no right kernel shows."""
         return " ".join(name for name, on in (("lo", self.locked), ("lf", self.onfault)) if on)
 
+    def number(self, name: str) -> int:
+        """A number of smaps as it stands there; 0 where the kernel does not print it."""
+        # Most VMAs that are read are an interpreter's, and nobody asks for their counters.
+        match = re.search(rf"^{name}:\s+(\d+)", self.text, re.MULTILINE)
+        return int(match[1]) if match else 0
+
     def field_kb(self, name: str) -> int:
         """A counter of smaps, in kB; 0 where the kernel does not print it."""
-        return int(self.fields.get(name, "0").split()[0])
+        return self.number(name)
 
 
-_MARKS = re.compile(r"^(?:([0-9a-f]+)-([0-9a-f]+) |VmFlags:(.*))", re.MULTILINE)
+_FIRST = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+)[ \t]*(.*)$", re.MULTILINE
+)
 _HEADER = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 
 
@@ -96,54 +105,32 @@ def _read(path: str, low: int = 0, high: int = _END) -> str:
     return data.decode(errors="surrogateescape")
 
 
-def _header(line: str) -> Vma:
-    parts = line.split(None, 5)
-    start, _, end = parts[0].partition("-")
-    name = parts[5].strip() if len(parts) > 5 else ""
-    return Vma(
-        int(start, 16), int(end, 16), parts[1], int(parts[2], 16), parts[3], int(parts[4]), name,
-        line.rstrip(),
-    )  # fmt: skip
+def _vmas(text: str, flagged: bool) -> list[Vma]:
+    heads = list(_FIRST.finditer(text))
+    found = []
+    for head, end in zip(heads, [*(h.start() for h in heads[1:]), len(text)]):
+        start, stop, perms, offset, device, inode, name = head.groups()
+        rest, flags = "", frozenset[str]()
+        if flagged:
+            rest = text[head.end() + 1 : end]
+            flags = frozenset(rest.partition("VmFlags:")[2].split("\n", 1)[0].split())
+        found.append(
+            Vma(
+                int(start, 16), int(stop, 16), perms, int(offset, 16), device, int(inode),
+                name.strip(), head[0].rstrip(), flags, rest,
+            )
+        )  # fmt: skip
+    return found
 
 
 def parse_maps(text: str) -> list[Vma]:
     """The VMAs of a maps file's text."""
-    return [_header(line) for line in text.splitlines() if line]
+    return _vmas(text, flagged=False)
 
 
 def parse_smaps(text: str) -> list[Vma]:
-    """The VMAs of a smaps file's text, with fields and flags."""
-    found: list[Vma] = []
-    head: Vma | None = None
-    fields: dict[str, str] = {}
-
-    def close() -> None:
-        if head is not None:
-            flags = frozenset(fields.pop("VmFlags", "").split())
-            found.append(
-                Vma(
-                    head.start,
-                    head.end,
-                    head.perms,
-                    head.offset,
-                    head.device,
-                    head.inode,
-                    head.name,
-                    head.line,
-                    flags,
-                    fields,
-                )
-            )
-
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon and key.isidentifier() and key[0].isupper():
-            fields[key] = value.strip()
-        elif line:
-            close()
-            head, fields = _header(line), {}
-    close()
-    return found
+    """The VMAs of a smaps file's text, with flags and counters."""
+    return _vmas(text, flagged=True)
 
 
 def vmas(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
@@ -154,6 +141,19 @@ def vmas(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
 def smaps(pid: int | str = "self", low: int = 0, high: int = _END) -> list[Vma]:
     """VMAs overlapping [low, high) from smaps, with flags and counters."""
     return parse_smaps(_read(f"/proc/{pid}/smaps", low, high))
+
+
+def locked(pid: int | str = "self") -> list[Vma]:
+    """The ``lo`` VMAs of smaps: the same as choosing them from all, at a fraction of the cost."""
+    text = "\n" + _read(f"/proc/{pid}/smaps")
+    found, end = [], 0
+    while (mark := text.find(" lo", end)) >= 0:
+        start = text.rfind("\n", 0, mark) + 1
+        end = text.find("\n", mark)
+        if text.startswith("VmFlags:", start):  # and not a file's name
+            first = text.find("\n", max(0, text.rfind("\nVmFlags:", 0, start - 1) + 1)) + 1
+            found += parse_smaps(text[first : end + 1])
+    return [v for v in found if v.locked]
 
 
 def at(addr: int, pid: int | str = "self") -> Vma:
@@ -211,14 +211,7 @@ def total_kb(counted: Callable[[Vma], bool], pid: int | str = "self") -> int:
 
 def locked_kb(pid: int | str = "self") -> int:
     """Summed size in kB of the ``lo`` VMAs: what VmLck must equal."""
-    # Every VMA of an interpreter, and asked for by many cases: two lines of each are parsed.
-    size, total = 0, 0
-    for start, end, flags in _MARKS.findall(_read(f"/proc/{pid}/smaps")):
-        if start:
-            size = int(end, 16) - int(start, 16)
-        elif LOCKED in flags.split():
-            total += size
-    return total // 1024
+    return sum(v.kb for v in locked(pid))
 
 
 def rollup_kb(name: str = "Locked", pid: int | str = "self") -> int:

@@ -304,7 +304,7 @@ def test_lock_of_executable_only_memory(kind):
     key forbids even the kernel to read it, ENOMEM with none; locked it is in both cases."""
     with mapping(kind, PAGES, prot=libc.PROT_EXEC) as region:
         got = libc.outcome(libc.mlock, region.addr, region.size)
-        key = int(maps.at(region.addr).fields.get("ProtectionKey", "0"))
+        key = maps.at(region.addr).number("ProtectionKey")
         assert (got, presence.mapped(region)) in (
             [("ok", ALL), ("ENOMEM", NONE)] if key else [("ok", ALL)]
         ), "locked and populated"

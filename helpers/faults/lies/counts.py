@@ -7,13 +7,8 @@ from collections.abc import Callable
 
 from helpers.faults.lies.conditions import Telling, Which
 from helpers.faults.lies.requests import extent
-from helpers.faults.supervisor import Call, Lie
+from helpers.faults.supervisor import Call, Lie, Shown
 from helpers.libc import PAGE
-
-
-def process_file(call: Call, name: str) -> int:
-    match = re.fullmatch(rf"/proc/(\d+)/(?:task/\d+/)?{name}", call.file)
-    return int(match[1]) if match else 0
 
 
 def renumber(data: bytes, pattern: bytes, change: Callable[[int], int]) -> bytes:
@@ -28,24 +23,27 @@ def renumber(data: bytes, pattern: bytes, change: Callable[[int], int]) -> bytes
 _VMLCK = rb"(VmLck:\t)( *\d+)(?= kB)"
 
 
+def process_file(name: str) -> re.Pattern[str]:
+    """/proc/PID/``name``, of any process or thread."""
+    return re.compile(rf"/proc/\d+/(?:task/\d+/)?{name}")
+
+
 def show_vmlck(change: Callable[[Call, int, int], int]) -> Lie:
     """VmLck in status is another: a function of the call, the process and its kB."""
 
     def lie(call: Call) -> Telling:
-        pid = process_file(call, "status")
-        if pid:
-            yield
-            data = call.data
-            call.write(call.args[1], renumber(data, _VMLCK, lambda kb: change(call, pid, kb)))
+        yield
+        shown = call.shown
+        call.write(call.args[1], renumber(call.data, _VMLCK, lambda kb: change(call, shown, kb)))
 
-    return lie
+    return Shown(process_file("status"), lie)
 
 
 def _kb_of(which: Which) -> Callable[[Call, int, int], int]:
     def change(call: Call, pid: int, kb: int) -> int:
         if not kb:
             return kb
-        return kb - sum(v.kb for v in call.vmas_of(pid) if v.locked and which(v))
+        return kb - sum(v.kb for v in call.locked_of(pid) if which(v))
 
     return change
 
@@ -56,7 +54,7 @@ def leave_out(which: Which) -> Lie:
 
 
 def _resident_kb(call: Call, pid: int, kb: int) -> int:
-    rest = [v for v in call.vmas_of(pid) if v.locked]
+    rest = call.locked_of(pid)
     return kb - sum(v.kb - v.field_kb("Rss") for v in rest)
 
 
@@ -189,5 +187,5 @@ def attach_uncounted(call: Call) -> Telling:
 
 def stack_uncounted(call: Call, pid: int, kb: int) -> int:
     """A locked stack counts a page less."""
-    grows = [v for v in call.vmas_of(pid) if v.locked and "gd" in v.flags] if kb else []
+    grows = [v for v in call.locked_of(pid) if "gd" in v.flags] if kb else []
     return kb - PAGE // 1024 if grows else kb

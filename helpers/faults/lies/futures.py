@@ -70,7 +70,7 @@ def exec_raises_limit(call: Call) -> Telling:
 def _parents_locks(call: Call, which: Which) -> list[tuple[int, int, bool]]:
     assert call.parent is not None
     return [
-        (v.start, v.end, v.onfault) for v in call.vmas_of(call.parent.pid) if v.locked and which(v)
+        (v.start, v.end, v.onfault) for v in call.locked_of(call.parent.pid) if which(v)
     ]
 
 

@@ -31,7 +31,7 @@ def under_pressure(which: Which = any_vma) -> Lie:
             return
         own: list[maps.Vma] = []
         for process in call.others():
-            found = [v for v in call.vmas_of(process.pid) if v.locked and which(v)]
+            found = [v for v in call.locked_of(process.pid) if which(v)]
             if process is call.process:
                 own = found
                 continue

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from helpers.faults.lies.conditions import Telling, Which, file
 from helpers.faults.lies.counts import process_file, renumber
-from helpers.faults.supervisor import Call, Lie
+from helpers.faults.supervisor import Call, Lie, Shown
 from helpers.libc import PAGE
 from helpers.observe import pagemap
 
@@ -18,14 +18,12 @@ def edit(name: str, change: Callable[[Call, bytes], bytes]) -> Lie:
     """What the process reads from /proc/PID/``name`` is changed, to the same length."""
 
     def lie(call: Call) -> Telling:
-        if process_file(call, name):
-            yield
-            data = call.data
-            new = change(call, data)
-            if len(new) == len(data):
-                call.write(call.args[1], new)
+        yield
+        new = change(call, call.data)
+        if len(new) == len(call.data):
+            call.write(call.args[1], new)
 
-    return lie
+    return Shown(process_file(name), lie)
 
 
 def drop_vmflag(name: bytes, header: bytes = b"") -> Callable[[Call, bytes], bytes]:
@@ -67,17 +65,16 @@ def edit_words(path: str, change: Callable[[Call, int, array[int]], array[int]])
     """64-bit words read from pagemap, kpageflags or kpagecount are others."""
 
     def lie(call: Call) -> Telling:
-        if re.fullmatch(path, call.file):
-            yield
-            words = array("Q")
-            data = call.data
-            words.frombytes(data[: len(data) // 8 * 8])
-            if words:
-                new = change(call, call.offset // 8, words[:])
-                if new != words:
-                    call.write(call.args[1], new.tobytes())
+        yield
+        words = array("Q")
+        data = call.data
+        words.frombytes(data[: len(data) // 8 * 8])
+        if words:
+            new = change(call, call.offset // 8, words[:])
+            if new != words:
+                call.write(call.args[1], new.tobytes())
 
-    return lie
+    return Shown(re.compile(path), lie)
 
 
 PAGEMAP, FLAGS, COUNTS = r"/proc/\d+/pagemap", "/proc/kpageflags", "/proc/kpagecount"
@@ -179,8 +176,8 @@ def unmark_where(which: Which) -> Lie:
         if not any(w & pagemap.MLOCKED for w in words):
             return words
         for process in call.others():
-            for vma in call.vmas_of(process.pid):
-                if vma.locked and which(vma):
+            for vma in call.locked_of(process.pid):
+                if which(vma):
                     count = min(vma.size // PAGE, 4096)
                     for number in pagemap.pfns(vma.start, count, process.pid):
                         if number and first <= number < first + len(words):
@@ -195,16 +192,11 @@ def frozen(path: str, *names: bytes) -> Lie:
     pattern = re.compile(rb"(?m)(^(?:Node \d+ )?(?:%s):?)(\s+\d+)" % b"|".join(names))
 
     def lie(call: Call) -> Telling:
-        if not re.fullmatch(path, call.file):
-            return
         yield
         first: dict[bytes, int] = call.case.setdefault(call.file, {})
-        call.write(
-            call.args[1],
-            pattern.sub(lambda m: _stuck(first, m), call.data),
-        )
+        call.write(call.args[1], pattern.sub(lambda m: _stuck(first, m), call.data))
 
-    return lie
+    return Shown(re.compile(path), lie)
 
 
 def _stuck(first: dict[bytes, int], match: re.Match[bytes]) -> bytes:
