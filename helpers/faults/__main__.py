@@ -35,19 +35,18 @@ def main(arguments: list[str]) -> int:
     import pytest
 
     workers = [] if any(o.startswith(("-n", "--numprocesses")) for o in rest) else ["-n", WORKERS]
-    return int(pytest.main(["-q", *workers, f"--fault-matrix={given.out}", *rest]))
+    return int(pytest.main([*workers, f"--fault-matrix={given.out}", *rest]))
 
 
 def _merge(out: Path, parts: list[Path]) -> int:
     try:
-        data = matrix.merge([matrix.load(part / "matrix.json") for part in parts])
+        data = matrix.merge([matrix.load(part) for part in parts])
         matrix.write(data, out)
     except (OSError, ValueError) as error:
         print(f"helpers.faults: {error}", file=sys.stderr)
         return 4
     print("\n".join(matrix.lines(data)))
-    found = matrix.worth(data)
-    return int(bool(found.unnoticed or found.unexpected or found.unshown))
+    return int(not matrix.worth(data).whole)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from helpers import libc
 from helpers.faults.lies import conditions as on
 from helpers.faults.lies import counts, futures, limits, pressure, requests, shown
-from helpers.faults.supervisor import CHILD, SIGNAL, Lie
+from helpers.faults.supervisor import CHILD, END, SIGNAL, Lie
 from helpers.libc import (
     MAP_LOCKED,
     MCL_CURRENT,
@@ -827,6 +827,43 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, Mapping[str, Lie]], ...]] = {
         ("shm-unlock-needs-right", "SHM_UNLOCK by the owner gives EPERM",
          "kinds/test_kind_sysv.py", "unexecuted",
          {"shmctl": requests.refuse("EPERM", on.is_(1, _SHM_UNLOCK))}),
+    ),
+    "model": (
+        ("future-stays-onfault",
+         "mlockall(MCL_FUTURE) does not end MCL_ONFAULT of an earlier MCL_FUTURE",
+         "model/test_model_scripts.py::test_script", "argument",
+         _future(("mlockall", futures.keep_onfault))),
+        ("dontneed-locked-unlocks", "MADV_DONTNEED_LOCKED drops the lock with the pages",
+         "model/test_model_scripts.py::test_script", "behind", {"madvise": requests.unlocked_too}),
+        ("mremap-refused-unlocks", "a refused mremap drops the lock of its source",
+         "model/test_model_scripts.py::test_script", "behind",
+         {"mremap": requests.refused_unlocks}),
+        ("truncate-uncounts", "cutting off a file uncounts a page of who has it locked",
+         "model/test_model_scripts.py::test_script", "shown",
+         {"ftruncate": counts.cut_uncounted, **_reads(counts.show_miscount)}),
+        ("mlock-writeonly-not-populated", "mlock does not populate write-only mappings",
+         "model/test_model_scripts.py::test_script", "behind",
+         _both(requests.drop_absent(on.writeonly))),
+    ),
+    "concurrency": (
+        ("thread-escapes-limit", "mlock by a thread but the first escapes the limit",
+         "concurrency/test_thread_races.py", "limit", _both(limits.lifted(on.not_leader))),
+        ("thread-uncounted", "mlock by a thread but the first is not counted in VmLck",
+         "concurrency/test_thread_races.py", "shown",
+         {**_counted("mlock", counts.by_thread(counts.unadded)),
+          **_counted("mlock2", counts.by_thread(counts.unadded))}),
+        ("thread-munlock-kept", "munlock by a thread but the first does not lower VmLck",
+         "concurrency/test_thread_races.py", "shown",
+         _counted("munlock", counts.by_thread(counts.kept))),
+        ("kill-keeps-mlocked", "death by a signal leaves PG_mlocked on pages that live on",
+         "concurrency/test_process_races.py", "shown",
+         {END: shown.mark_killed("kept"),
+          **_reads(shown.frames_show("kept", pagemap.MLOCKED, True))}),
+        ("mlock-populates-4096", "mlock brings in the first 4096 pages of a long range alone",
+         "concurrency/test_scale.py::test_large_region", "behind",
+         _both(requests.populate_at_most(4096))),
+        ("mlock-stops-after-1000-vmas", "mlock leaves out what lies behind the first 1000 VMAs",
+         "concurrency/test_scale.py::test_thousands", "argument", _both(requests.cut_after(1000))),
     ),
 }  # fmt: skip
 

@@ -1,18 +1,23 @@
 """Who notices which fault: ``matrix.json``, its table, and what it is worth.
 
-``matrix.json``::
+``matrix.json``, which is also what a result carries as ``sensitivity``::
 
-    {"format": 1, "kernel": RELEASE, "seconds": 512.3, "command": [...],
+    {"format": 2, "kernel": RELEASE, "architecture", "page_size", "seconds": 512.3,
+     "command": [...], "all": true,
      "faults": {NAME: {"chapter", "statement", "noticed_by", "mechanism"}},
-     "cases": {NODE ID: {"chapter", "baseline"}},
-     "cells": {NAME: {NODE ID: "noticed" | "missed" | "inconclusive" | "unreached"}},
+     "cases": {NODE ID: {"chapter", "baseline", "seconds"}},
+     "cells": {NAME: {"noticed" | "missed" | "inconclusive" | "unreached": [PLACE IN cases]}},
      "controls": {NODE ID: REASON},
      "problems": [TEXT]}
 
 ``baseline`` is the verdict under the supervisor without a lie (``held``, ``deviates``,
 ``failed``, ``not verified``); only the first is run under faults: a case that deviates is broken
-by the kernel itself. ``cells`` has the pairs that were run: the fault would have acted
-in that case. ``controls`` are the cases shown able to fail in another way (:data:`CONTROLS`).
+by the kernel itself. ``seconds`` is what all runs of a case took. ``cells`` has the pairs that
+were run: the fault would have acted in that case. ``controls`` are the cases shown able to fail
+in another way (:data:`CONTROLS`).
+Without ``all`` only the faults named were tried, and that they do not break a case says nothing.
+
+In memory ``cells`` is {NAME: {NODE ID: OUTCOME}} (:func:`packed`, :func:`unpacked`).
 """
 
 from __future__ import annotations
@@ -21,17 +26,19 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers import libc
 from helpers.faults.catalogue import FAULTS
 from helpers.faults.controls import CONTROLS
 
 PROPERTY = "fault-matrix"
 NOTICED, MISSED, INCONCLUSIVE, UNREACHED = "noticed", "missed", "inconclusive", "unreached"
-HELD, DEVIATES, FORMAT = "held", "deviates", 1
+HELD, DEVIATES, FORMAT = "held", "deviates", 2
 SOUND = (HELD, DEVIATES)
 
 
@@ -50,9 +57,10 @@ def baseline(reports: Sequence[Any]) -> str:
 
 @dataclass
 class Matrix:
-    """Gathered case by case, then written."""
+    """Gathered case by case, then written. ``faults``: those that cases are run under."""
 
-    cases: dict[str, dict[str, str]] = field(default_factory=dict)
+    faults: list[str]
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
     cells: dict[str, dict[str, str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     begun: float = field(default_factory=time.time)
@@ -67,6 +75,7 @@ class Matrix:
             for name, value in report.user_properties:
                 if name == PROPERTY:
                     row = json.loads(str(value))
+                    self.cases[node]["seconds"] = row["seconds"]
                     self.problems += [f"{node}: {text}" for text in row["problems"]]
                     for fault, seen in row["cells"].items():
                         self.cells.setdefault(fault, {})[node] = seen
@@ -76,12 +85,15 @@ class Matrix:
         return {
             "format": FORMAT,
             "kernel": os.uname().release,
+            "architecture": libc.architecture(),
+            "page_size": libc.PAGE,
             "seconds": round(time.time() - self.begun, 1),
             "command": sys.argv[1:],
+            "all": len(self.faults) == len(FAULTS),
             "faults": {
                 f.name: {"chapter": f.chapter, "statement": f.statement,
                          "noticed_by": f.noticed_by, "mechanism": f.mechanism}
-                for f in FAULTS.values()
+                for f in map(FAULTS.__getitem__, self.faults)
             },
             "cases": self.cases,
             "cells": self.cells,
@@ -91,15 +103,39 @@ class Matrix:
             "problems": self.problems,
         }  # fmt: skip
 
-    def summary(self) -> list[str]:
-        """Lines for the terminal."""
-        return lines(self.data())
+
+def packed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A matrix as it is kept: cells by outcome, their cases by number."""
+    place = {node: number for number, node in enumerate(data["cases"])}
+    cells: dict[str, dict[str, list[int]]] = {}
+    for fault, row in data["cells"].items():
+        kept = cells.setdefault(fault, {})
+        for node, seen in row.items():
+            kept.setdefault(seen, []).append(place[node])
+    return {**data, "cells": cells}
+
+
+def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse. Raises ValueError for what is no matrix of this format."""
+    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        raise ValueError(f"no matrix of format {FORMAT}")
+    try:
+        nodes = list(data["cases"])
+        cells = {
+            fault: {nodes[n]: seen for seen, numbers in row.items() for n in numbers}
+            for fault, row in data["cells"].items()
+        }
+        made = {**data, "cells": cells}
+        worth(made)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a matrix of format {FORMAT} ({error!r})") from None
+    return made
 
 
 def write(data: Mapping[str, Any], folder: Path) -> None:
     """Write matrix.json and matrix.md. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "matrix.json").write_text(json.dumps(data, indent=1) + "\n")
+    (folder / "matrix.json").write_text(json.dumps(packed(data)) + "\n")
     (folder / "matrix.md").write_text(table(data))
 
 
@@ -124,7 +160,10 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             whole["cells"].setdefault(fault, {}).update(cells)
         whole["problems"] += part["problems"]
         seconds += part["seconds"]
-        whole |= {k: part[k] for k in ("format", "kernel", "command", "faults")}
+        whole |= {
+            k: part[k]
+            for k in ("format", "kernel", "architecture", "page_size", "command", "all", "faults")
+        }
     whole["seconds"] = round(seconds, 1)
     return whole
 
@@ -133,11 +172,12 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class Worth:
     """What a matrix says in numbers.
 
-    ``faults`` were in reach of a case, ``noticed`` of them by at least one case; ``expected`` by
-    the case whose statement they break. ``cases`` held without a fault; ``shown`` of them failed
-    under one, ``controlled`` are known to fail otherwise, ``unshown`` are neither. ``unnoticed``
-    and ``unexpected`` (noticed, but not where expected) are faults whose expected case was run;
-    ``unreached`` are those that no case gave the chance to act.
+    ``faults`` could act in a case, ``noticed`` of them were noticed by at least one; ``expected``
+    by the case whose statement they break. ``cases`` held without a fault; ``shown`` of them
+    failed under one, ``controlled`` are known to fail otherwise, ``unshown`` are neither.
+    ``unnoticed``, ``unexpected`` (noticed, but not where expected) and ``idle`` (no case let it
+    act) are faults whose expected case held without a fault: a part of the suite is not blamed
+    for what another part would have noticed.
     """
 
     faults: int
@@ -148,71 +188,103 @@ class Worth:
     controlled: int
     unnoticed: tuple[str, ...]
     unexpected: tuple[str, ...]
-    unreached: tuple[str, ...]
+    idle: tuple[str, ...]
     unshown: tuple[str, ...]
-    kernel: str
-    seconds: float
+
+    @property
+    def whole(self) -> bool:
+        """Every fault was noticed where it should be, every case shown able to fail."""
+        return not (self.unnoticed or self.unexpected or self.idle or self.unshown)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a matrix.json. Raises ValueError for another format, OSError."""
-    data: dict[str, Any] = json.loads(path.read_text())
-    if data.get("format") != FORMAT:
-        raise ValueError(f"{path} is no matrix of format {FORMAT}")
-    return data
+    """The content of a matrix.json, or of the one in a folder. Raises ValueError, OSError."""
+    path = path / "matrix.json" if path.is_dir() else path
+    try:
+        return unpacked(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def noticed_by(data: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Each fault's cases that noticed it."""
+    return {f: {n for n, s in row.items() if s == NOTICED} for f, row in data["cells"].items()}
 
 
 def worth(data: Mapping[str, Any]) -> Worth:
     """Count a matrix (:func:`load`)."""
-    cells: Mapping[str, Mapping[str, str]] = data["cells"]
-    reached = {f: {n for n, s in row.items() if s != UNREACHED} for f, row in cells.items()}
-    noticed = {f: {n for n, s in row.items() if s == NOTICED} for f, row in cells.items()}
-    faults = [f for f in data["faults"] if reached.get(f)]
-    by_one = [f for f in faults if noticed[f]]
-    expected = [f for f in by_one
-                if any(data["faults"][f]["noticed_by"] in n for n in noticed[f])]  # fmt: skip
-    # A part of the suite cannot be blamed for what another part would have noticed.
-    there = {f for f in faults if any(data["faults"][f]["noticed_by"] in n for n in data["cases"])}
     cases = [n for n, row in data["cases"].items() if row["baseline"] in SOUND]
-    shown = set().union(*noticed.values()) if noticed else set()
+    held = [n for n in cases if data["cases"][n]["baseline"] == HELD]
+    who = noticed_by(data)
+    told: dict[str, list[str]] = {k: [] for k in ("idle", "unnoticed", "unexpected", "expected")}
+    reached = 0
+    for name, fault in data["faults"].items():
+        acted = any(seen != UNREACHED for seen in data["cells"].get(name, {}).values())
+        reached += acted
+        if any(fault["noticed_by"] in node for node in who.get(name, ())):
+            told["expected"].append(name)
+        elif any(fault["noticed_by"] in node for node in held):
+            told["unexpected" if who.get(name) else "unnoticed" if acted else "idle"].append(name)
+    shown = set().union(*who.values()) & set(cases)
     rest = [n for n in cases if n not in shown]
     return Worth(
-        len(faults), len(by_one), len(expected), len(cases), len(cases) - len(rest),
+        reached, sum(map(bool, who.values())), len(told["expected"]), len(cases), len(shown),
         sum(n in data["controls"] for n in rest),
-        tuple(f for f in faults if not noticed[f] and f in there),
-        tuple(f for f in by_one if f in there and f not in expected),
-        tuple(f for f in data["faults"] if not reached.get(f)),
-        tuple(n for n in rest if n not in data["controls"]),
-        data["kernel"], data["seconds"],
+        tuple(told["unnoticed"]), tuple(told["unexpected"]), tuple(told["idle"]),
+        tuple(n for n in rest if n not in data["controls"]) if data["all"] else (),
     )  # fmt: skip
 
 
-def lines(data: Mapping[str, Any]) -> list[str]:
-    """The matrix in a few lines."""
+def chapters(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By chapter: its faults that acted and were noticed, its cases shown, controlled, left."""
     found = worth(data)
-    chapters = sorted({row["chapter"] for row in data["cases"].values()})
+    who = noticed_by(data)
+    shown = set().union(*who.values())
+    rows = []
+    for chapter in sorted({row["chapter"] for row in data["cases"].values()}):
+        mine = [
+            f for f, row in data["faults"].items()
+            if row["chapter"] == chapter
+            and any(seen != UNREACHED for seen in data["cells"].get(f, {}).values())
+        ]  # fmt: skip
+        nodes = [n for n, row in data["cases"].items()
+                 if row["chapter"] == chapter and row["baseline"] in SOUND]  # fmt: skip
+        rows.append(
+            {"chapter": chapter, "faults": len(mine), "noticed": sum(bool(who[f]) for f in mine),
+             "cases": len(nodes), "shown": sum(n in shown for n in nodes),
+             "controlled": sum(n in data["controls"] and n not in shown for n in nodes),
+             "unshown": sum(n in found.unshown for n in nodes)}
+        )  # fmt: skip
+    return rows
+
+
+COLUMNS = ("faults", "noticed", "cases", "shown", "controlled", "unshown")
+
+
+def summary(data: Mapping[str, Any]) -> list[str]:
+    """What it is worth: a sentence, and a line a chapter."""
+    found = worth(data)
     text = [
         f"faults {found.faults}, noticed {found.noticed}, by the case whose statement they break "
         f"{found.expected}; cases {found.cases}, shown able to fail {found.shown}, "
-        f"by a control of their own {found.controlled}; {found.seconds / 60:.1f} minutes",
-        f"{'chapter':12}{'faults':>8}{'noticed':>9}{'cases':>8}{'shown':>8}{'unshown':>9}",
+        f"by a control of their own {found.controlled}; {data['seconds'] / 60:.1f} minutes",
+        f"{'chapter':12}" + "".join(f"{name:>12}" for name in COLUMNS),
     ]
-    unshown = set(found.unshown)
-    shown = {n for row in data["cells"].values() for n, s in row.items() if s == NOTICED}
-    for chapter in chapters:
-        mine = [f for f in data["faults"] if data["faults"][f]["chapter"] == chapter
-                and f not in found.unreached]  # fmt: skip
-        nodes = [n for n, row in data["cases"].items()
-                 if row["chapter"] == chapter and row["baseline"] in SOUND]  # fmt: skip
-        text.append(
-            f"{chapter:12}{len(mine):>8}{sum(f not in found.unnoticed for f in mine):>9}"
-            f"{len(nodes):>8}{sum(n in shown for n in nodes):>8}"
-            f"{sum(n in unshown for n in nodes):>9}"
-        )
+    return text + [
+        f"{row['chapter']:12}" + "".join(f"{row[name]:>12}" for name in COLUMNS)
+        for row in chapters(data)
+    ]
+
+
+def lines(data: Mapping[str, Any]) -> list[str]:
+    """The summary, and everything that is left over."""
+    found = worth(data)
+    text = summary(data)
     text += [f"noticed by nobody: {name}" for name in found.unnoticed]
     text += [
         f"noticed, but not by {data['faults'][f]['noticed_by']}: {f}" for f in found.unexpected
     ]
+    text += [f"no case let it act: {name}" for name in found.idle]
     text += [f"not broken by any fault: {node}" for node in found.unshown]
     failed = [n for n, row in data["cases"].items() if row["baseline"] == "failed"]
     text += [f"failed without a fault: {node}" for node in failed]
@@ -220,29 +292,49 @@ def lines(data: Mapping[str, Any]) -> list[str]:
     return text
 
 
+def broken_by(data: Mapping[str, Any]) -> dict[str, int]:
+    """How many faults each case noticed; only those that noticed one."""
+    return dict(Counter(node for nodes in noticed_by(data).values() for node in nodes))
+
+
+def rows(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a fault: in how many cases it acted, how many noticed, and which of them first."""
+    who = noticed_by(data)
+    found = []
+    for name, fault in data["faults"].items():
+        noticed = sorted(who.get(name, ()))
+        first = next((n for n in noticed if fault["noticed_by"] in n), "")
+        found.append(
+            {"name": name, **fault, "noticed": len(noticed), "expected": bool(first),
+             "first": first or (noticed[0] if noticed else ""),
+             "acted": sum(s != UNREACHED for s in data["cells"].get(name, {}).values())}
+        )  # fmt: skip
+    return found
+
+
 def table(data: Mapping[str, Any]) -> str:
     """The matrix as a page of Markdown: a row a fault, then what is left over."""
     found = worth(data)
     text = [
         "# Who notices which fault", "",
-        f"Kernel {data['kernel']}, {found.seconds / 60:.1f} minutes.", "",
-        "```", *lines(data)[:2 + len({r['chapter'] for r in data['cases'].values()})], "```", "",
+        f"Kernel {data['kernel']}, {data['seconds'] / 60:.1f} minutes.", "",
+        "```", *summary(data), "```", "",
         "| fault | statement | reached | noticed by | expected in |",
         "|---|---|---|---|---|",
     ]  # fmt: skip
-    for name, fault in data["faults"].items():
-        row = data["cells"].get(name, {})
-        who = sorted(n for n, s in row.items() if s == NOTICED)
-        ran = sum(s != UNREACHED for s in row.values())
-        first = next((n for n in who if fault["noticed_by"] in n), who[0] if who else "")
-        more = f" and {len(who) - 1} more" if len(who) > 1 else ""
-        seen = f"`{first.removeprefix('tests/')}`{more}" if who else "**nobody**" if ran else "–"
+    for row in rows(data):
+        more = f" and {row['noticed'] - 1} more" if row["noticed"] > 1 else ""
+        first = row["first"].removeprefix("tests/")
+        seen = f"`{first}`{more}" if first else "**nobody**" if row["acted"] else "–"
         text.append(
-            f"| {name} | {fault['statement'].replace('|', chr(92) + '|')} | {ran} | {seen} "
-            f"| {fault['noticed_by']} |"
+            f"| {row['name']} | {row['statement'].replace('|', chr(92) + '|')} | {row['acted']} "
+            f"| {seen} | {row['noticed_by']} |"
         )
     text += ["", "## Cases that no fault breaks", ""]
     text += [f"- `{node}`" for node in found.unshown] or ["None."]
     text += ["", "## Cases with a control of their own", ""]
-    text += [f"- `{node}`: {why}" for node, why in data["controls"].items()] or ["None."]
+    shown = broken_by(data)
+    text += [
+        f"- `{node}`: {why}" for node, why in data["controls"].items() if node not in shown
+    ] or ["None."]
     return "\n".join(text) + "\n"

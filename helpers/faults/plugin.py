@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +15,16 @@ import pytest
 
 from helpers import forked, libc
 from helpers.faults import catalogue, matrix, supervisor, tracing
-from helpers.faults.supervisor import CHILD, SIGNAL
+from helpers.faults.supervisor import CHILD, END, SIGNAL
 from helpers.pressure import session
+from helpers.report import result
 
-MATRIX_DEADLINE = 15.0
-"""Seconds for a case under a fault: who hangs has noticed."""
-SHORTEST = 4.0
-SLOW = 2.0
-"""A case that takes longer under supervision meets only the faults expected of its file."""
+SHORTEST, TIMES = 1.5, 3
+"""A case under a fault may take so many seconds and so many times what it took under supervision
+without a lie: who hangs has noticed."""
+ENOUGH = 15.0
+"""Seconds of a case under faults. After that, once it was seen to fail, it meets those expected
+of its file alone: a few cases with thousands of calls would take half of all the time."""
 
 
 class Service:
@@ -103,7 +106,7 @@ class Watch:
 
 
 def _numbers(names: Iterable[str]) -> list[int]:
-    found = (tracing.number(name) for name in names if name not in (CHILD, SIGNAL))
+    found = (tracing.number(name) for name in names if name not in (CHILD, SIGNAL, END))
     return [number for number in found if number is not None]
 
 
@@ -146,7 +149,9 @@ PROBE = catalogue.PROBE
 service_key = pytest.StashKey[Service]()
 acted_key = pytest.StashKey[dict[str, int]]()
 problems_key = pytest.StashKey[list[str]]()
+faults_key = pytest.StashKey[list[str]]()
 matrix_key = pytest.StashKey[matrix.Matrix]()
+data_key = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -179,8 +184,10 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if not config.getoption("forked", False):
             raise tracing.Refused("faults reach forked cases only: pass --forked")
-        for one in name.split(",") if name and folder else [name] if name else []:
-            catalogue.named(one)
+        names = name.split(",") if name and folder else [name] if name else list(catalogue.FAULTS)
+        for one in names:
+            if catalogue.named(one) is None and folder:
+                raise tracing.Refused("none is no fault that a case could notice")
         if not hasattr(config, "workerinput"):
             probe()
             if folder:
@@ -189,8 +196,9 @@ def pytest_configure(config: pytest.Config) -> None:
         option = "--fault-matrix" if folder else "--fault"
         raise pytest.UsageError(f"memlock-tests: {option}: {error}") from None
     config.stash[acted_key], config.stash[problems_key] = {}, []
+    config.stash[faults_key] = names
     if folder:
-        config.stash[matrix_key] = matrix.Matrix()
+        config.stash[matrix_key] = matrix.Matrix(config.stash[faults_key])
 
 
 def _service(config: pytest.Config) -> Service:
@@ -241,25 +249,25 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
     """The case with no lie, and under each fault that would have acted there."""
-    chosen = item.config.getoption("--fault")
-    faults = chosen.split(",") if chosen else list(catalogue.FAULTS)
-    reports, watch = _under(item, faults, True, forked.in_child)
+    begun = time.monotonic()
+    reports, watch = _under(item, item.config.stash[faults_key], True, forked.in_child)
     cells: dict[str, str] = {}
     problems: list[str] = []
     if matrix.baseline(reports) == matrix.HELD:  # else there is nothing a fault could break
         took = sum(r.duration for r in reports)
-        deadline = min(MATRIX_DEADLINE, SHORTEST + 4 * took)
-        reached = [f for f in watch.acted if took < SLOW or _expected(f, item)]
-        for fault in reached:
+        deadline = SHORTEST + TIMES * took
+        for fault in sorted(watch.acted, key=lambda f: not _expected(f, item)):
+            spent = time.monotonic() - begun
+            if spent > ENOUGH and matrix.NOTICED in cells.values() and not _expected(fault, item):
+                break
             seen, under = _under(
                 item, [fault], False, lambda i: forked.outcome_in_child(i, deadline)
             )
             problems += under.problems
             # What went differently may have kept the fault from acting.
             cells[fault] = matrix.CELLS[seen] if under.acted else matrix.UNREACHED
-    reports[-1].user_properties.append(
-        (matrix.PROPERTY, json.dumps({"cells": cells, "problems": problems}))
-    )
+    row = {"cells": cells, "problems": problems, "seconds": round(time.monotonic() - begun, 2)}
+    reports[-1].user_properties.append((matrix.PROPERTY, json.dumps(row)))
     return reports
 
 
@@ -309,17 +317,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     _digest(config)
     if matrix_key in config.stash:
-        matrix.write(config.stash[matrix_key].data(), Path(config.getoption("--fault-matrix")))
+        data = config.stash[data_key] = config.stash[matrix_key].data()
+        matrix.write(data, Path(config.getoption("--fault-matrix")))
+        config.stash.setdefault(result.extra_key, {})["sensitivity"] = matrix.packed(data)
+        if session.exitstatus == 0 and not matrix.worth(data).whole:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Generator[None]:
     yield
-    if acted_key not in config.stash:
+    if acted_key not in config.stash or (matrix_key in config.stash) != (data_key in config.stash):
         return
     name = config.getoption("--fault")
     if matrix_key in config.stash:
-        for line in config.stash[matrix_key].summary():
+        data: dict[str, Any] = config.stash[data_key]
+        for line in matrix.lines(data):
             terminalreporter.write_line(line)
     elif name == catalogue.NONE:
         terminalreporter.write_line("fault none: every case was supervised, none was lied to")

@@ -43,8 +43,9 @@ class Shown:
         return self.lie(call)
 
 
-CHILD, SIGNAL = "child", "signal"
-"""Not calls: a process has been forked and has not run yet; a signal is about to arrive."""
+CHILD, SIGNAL, END = "child", "signal", "end"
+"""Not calls: a process has been forked and has not run yet; a signal is about to arrive; a thread
+is ending and has its memory still (the argument is its wait status)."""
 TOP = 1 << 56
 """Above every user address."""
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -234,9 +235,7 @@ class Call:
     @property
     def data(self) -> bytes:
         """What the call has read into its buffer."""
-        found: bytes = self._once(
-            "data", lambda: self.memory(self.args[1], max(0, self.result))
-        )
+        found: bytes = self._once("data", lambda: self.memory(self.args[1], max(0, self.result)))
         return found
 
     def memory(self, addr: int, length: int) -> bytes:
@@ -363,7 +362,7 @@ class Supervisor:
 
     def __init__(self, lies: Mapping[str, Sequence[tuple[str, Lie]]], dry: bool) -> None:
         self.lies, self.dry = lies, dry
-        self.names = {tracing.number(n): n for n in lies if n not in (CHILD, SIGNAL)}
+        self.names = {tracing.number(n): n for n in lies if n not in (CHILD, SIGNAL, END)}
         self.files = {lie.files for _, lie in lies.get("read", ()) if isinstance(lie, Shown)}
         if self.files:
             self.names[tracing.number("openat")] = "openat"
@@ -417,6 +416,9 @@ class Supervisor:
             self._go_on(task)
         elif event == tracing.EVENT_EXEC:
             self._executed(task, tracing.event_message(tid))
+            self._go_on(task)
+        elif event == tracing.EVENT_EXIT:
+            self._tell(Stop(self, task, END, [tracing.event_message(tid)]))
             self._go_on(task)
         elif event == tracing.EVENT_STOP:
             if not task.begun:
@@ -679,7 +681,8 @@ def serve(where: socket.socket, lies: Callable[[Iterable[str]], Any]) -> None:
         asked = json.loads(request)
         one = Supervisor(lies(asked["faults"]), asked["dry"])
         try:
-            tracing.ptrace(tracing.SEIZE, asked["pid"], 0, tracing.OPTIONS)
+            ends = tracing.TRACE_EXIT if END in one.lies else 0
+            tracing.ptrace(tracing.SEIZE, asked["pid"], 0, tracing.OPTIONS | ends)
         except (OSError, Gone) as error:
             where.send(json.dumps({"refused": str(error)}).encode())
             continue

@@ -82,11 +82,20 @@ def _html(options: argparse.Namespace) -> int:
     return 4 if problems else 0
 
 
+def _carry(options: argparse.Namespace) -> int:
+    try:
+        result.carry(Path(options.result), Path(options.matrix))
+    except (Unreadable, OSError) as error:
+        _complain(error)
+        return 4
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 if something verified no longer is, 4 on input that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m helpers.report", description=__doc__)
     parser.exit_on_error = True
-    actions = parser.add_subparsers(required=True, metavar="compare|html")
+    actions = parser.add_subparsers(required=True, metavar="compare|html|carry")
     action = actions.add_parser("compare", help="what changed verdict between results")
     action.add_argument("results", nargs="+", metavar="RESULT", help="result.json or its folder")
     form = action.add_mutually_exclusive_group()
@@ -97,6 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action.add_argument("results", nargs="+", metavar="RESULT", help="result.json or its folder")
     action.add_argument("-o", "--output", default="report.html")
     action.set_defaults(run=_html)
+    action = actions.add_parser("carry", help="put a fault matrix into a result, for its page")
+    action.add_argument("result", metavar="RESULT", help="result.json or its folder")
+    action.add_argument("matrix", metavar="MATRIX", help="the folder of --fault-matrix")
+    action.set_defaults(run=_carry)
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)

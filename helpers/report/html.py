@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from helpers.faults import matrix
 from helpers.report.compare import Matrix
 from helpers.report.result import Result
 from helpers.report.verdicts import Behaviour, Verdict
@@ -58,7 +59,6 @@ def _timeline(series: Mapping[str, Any]) -> dict[str, Any]:
             for i, v in enumerate(row)
             if v is not None
         ]
-        # A counter keeps its value until the next step: horizontal, then vertical.
         # A counter keeps its value until the next step: horizontal, then vertical.
         ends = [*(x for x, _, _ in points[1:]), _WIDTH]
         corners = [c for (x, y, _), end in zip(points, ends) for c in ((x, y), (end, y))]
@@ -125,6 +125,52 @@ def _grouped(
     return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
+_CELLS = {matrix.NOTICED: "noticed", matrix.MISSED: "missed", matrix.INCONCLUSIVE: "missed"}
+"""CSS classes of a matrix's cells."""
+
+
+def _sensitivity(result: Result) -> dict[str, Any] | None:
+    """What the fault matrix of a result says, as the template shows it; None without one."""
+    data = result.sensitivity
+    if data is None:
+        return None
+    places = sorted(
+        (n for n, row in data["cases"].items() if row["baseline"] == matrix.HELD),
+        key=lambda n: (data["cases"][n]["chapter"], n),
+    )
+    column = {node: x for x, node in enumerate(places)}
+    faults = sorted(data["faults"], key=lambda f: data["faults"][f]["chapter"])
+    paths: dict[str, list[str]] = {"noticed": [], "missed": []}
+    for y, fault in enumerate(faults):
+        cells = sorted(
+            (column[n], _CELLS[seen])
+            for n, seen in data["cells"].get(fault, {}).items()
+            if n in column and seen in _CELLS
+        )
+        for seen, same in itertools.groupby(enumerate(cells), lambda p: (p[1][1], p[1][0] - p[0])):
+            run = list(same)
+            paths[seen[0]].append(f"M{run[0][1][0]} {y}h{len(run)}")
+    borders = [
+        {"at": x, "chapter": data["cases"][n]["chapter"]}
+        for x, n in enumerate(places)
+        if not x or data["cases"][n]["chapter"] != data["cases"][places[x - 1]]["chapter"]
+    ]
+    return {
+        "label": result.label,
+        "worth": matrix.worth(data),
+        "chapters": matrix.chapters(data),
+        "columns": matrix.COLUMNS,
+        "rows": matrix.rows(data),
+        "controls": data["controls"],
+        "shown": matrix.broken_by(data),
+        "minutes": data["seconds"] / 60,
+        "picture": {
+            "width": len(places), "height": len(faults), "borders": borders,
+            "paths": {name: "".join(parts) for name, parts in paths.items()},
+        },
+    }  # fmt: skip
+
+
 Drawn = dict[str, list[tuple[Result, Behaviour, list[dict[str, Any]]]]]
 
 
@@ -144,23 +190,25 @@ def page(results: Sequence[Result]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((Path(__file__).parent / "page.html").read_text())
-    matrix = Matrix()
+    verdicts = Matrix()
     for result in results:
-        matrix.add(result)
+        verdicts.add(result)
     statements = {b.id: b.statement for r in results for b in r.behaviours.values()}
     drawn = _drawn(results)
+    tried = {r.id: found for r in results if (found := _sensitivity(r))}
     text: str = template.render(
         results=results,
         verdicts=list(Verdict),
         classes=CLASSES,
         marks=MARKS,
         chapters=_chapters(results),
-        rows=list(matrix.rows()),
+        rows=list(verdicts.rows()),
         statements=statements,
         failures=_told(results, Verdict.FAILED, Verdict.BROKEN),
         deviations=_grouped(results, Verdict.DEVIATES),
         unverified=_grouped(results, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE),
         drawn=drawn,
+        tried=tried,
         pictures={(r.id, b.id): p for rows in drawn.values() for r, b, p in rows},
     )
     return text

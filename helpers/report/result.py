@@ -18,7 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helpers.facilities import Facility
+from helpers.faults import matrix
 from helpers.report import machine
 from helpers.report.verdicts import Behaviour, Verdict
 
@@ -27,6 +30,10 @@ FILE = "result.json"
 _TAIL = "\n]}\n"
 LONGEST = 20_000
 """Characters of one piece of evidence that are kept."""
+
+
+extra_key = pytest.StashKey[dict[str, Any]]()
+"""What others add to the result before the run ends, by its name in the schema."""
 
 
 class Unreadable(ValueError):
@@ -93,19 +100,51 @@ class Writer:
         self._first = False
 
     def finish(
-        self, behaviours: Iterable[Behaviour], exit_code: int, *, complete: bool = True
+        self,
+        behaviours: Iterable[Behaviour],
+        exit_code: int,
+        *,
+        complete: bool = True,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Replace the file by its final form; ``complete`` if every case has had its turn."""
+        """Replace the file by its final form; ``complete`` if every case has had its turn.
+
+        ``extra``: further members, as :data:`extra_key` has them.
+        """
         os.close(self._fd)
         self.run |= {"ended": time.time(), "exit_code": exit_code}
-        rows = ",\n".join(json.dumps(as_dict(b)) for b in behaviours)
-        head = json.dumps({"schema": SCHEMA, "run": self.run, "complete": complete})[:-1]
-        temporary = self.path.with_suffix(".new")
-        with temporary.open("w") as file:
-            file.write(f'{head}, "behaviours": [\n{rows}{_TAIL}')
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        head = {"schema": SCHEMA, "run": self.run, "complete": complete, **(extra or {})}
+        _replace(self.path, head, [as_dict(b) for b in behaviours])
+
+
+def _replace(path: Path, head: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = ",\n".join(map(json.dumps, rows))
+    temporary = path.with_suffix(".new")
+    with temporary.open("w") as file:
+        file.write(f'{json.dumps(head)[:-1]}, "behaviours": [\n{text}{_TAIL}')
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def carry(path: Path, folder: Path) -> None:
+    """Put a fault matrix that was made apart into a result of the same kernel.
+
+    Raises :class:`Unreadable` for either, and where they are of different kernels; OSError.
+    """
+    file = find(path)
+    made = load(file)
+    try:
+        data = matrix.load(folder)
+    except (OSError, ValueError) as error:
+        raise Unreadable(str(error)) from None
+    ours = (made.kernel, made.run["architecture"], made.run["page_size"])
+    theirs = (data["kernel"], data["architecture"], data["page_size"])
+    if ours != theirs:
+        raise Unreadable(f"{folder} is of {theirs}, {file} of {ours}: not the same kernel")
+    value = json.loads(file.read_text()) | {"sensitivity": matrix.packed(data)}
+    rows = value.pop("behaviours")
+    _replace(file, value, rows)
 
 
 @dataclass(frozen=True)
@@ -116,6 +155,8 @@ class Result:
     run: Mapping[str, Any]
     complete: bool
     rows: Sequence[Mapping[str, Any]] = field(repr=False)
+    sensitivity: Mapping[str, Any] | None = field(default=None, repr=False)
+    """Who noticed which fault (:mod:`helpers.faults.matrix`), if that was tried."""
 
     @cached_property
     def behaviours(self) -> Mapping[str, Behaviour]:
@@ -213,7 +254,10 @@ def _checked(file: Path, value: Mapping[str, Any]) -> Result:
             raise ValueError(f"verdict {row['verdict']!r}")
         if not isinstance(row["duration"], (int, float)):
             raise TypeError("duration of a behaviour")
-    made = Result(file, run, bool(value["complete"]), rows)
+    tried = value.get("sensitivity")
+    made = Result(
+        file, run, bool(value["complete"]), rows, None if tried is None else matrix.unpacked(tried)
+    )
     if any("evidence" in row or "series" in row for row in rows):
         _ = made.behaviours  # raises on evidence of another shape
     return made

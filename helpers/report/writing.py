@@ -68,6 +68,7 @@ class Reports:
         writer = self.writer or self._begin()
         # Ended by hand, by -x or for an error: what was not run has no verdict in here.
         whole = not (session.shouldstop or session.shouldfail) and session.exitstatus in _RAN
-        writer.finish(behaviours, int(session.exitstatus), complete=whole)
+        extra = self.config.stash.get(result.extra_key, {})
+        writer.finish(behaviours, int(session.exitstatus), complete=whole, extra=extra)
         (self.folder / "result.ktap").write_text(formats.ktap(behaviours))
         (self.folder / "results.yaml").write_text(formats.tmt(behaviours))

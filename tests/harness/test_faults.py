@@ -10,6 +10,7 @@ import pytest
 
 from helpers.faults import catalogue, matrix
 from helpers.faults.tracing import Refused, machine
+from helpers.report import result
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = {
@@ -198,29 +199,127 @@ def test_no_case_imports_the_faults():
             assert "helpers.faults" not in path.read_text(), path
 
 
-def test_worth_of_a_matrix(tmp_path):
-    """Noticed, shown, controlled, unreached and unshown are told apart."""
-    fault = {"chapter": "calls", "statement": "", "noticed_by": "calls/test_a", "mechanism": ""}
-    cases = {f"tests/calls/test_{n}.py::test": {"chapter": "calls", "baseline": "held"}
-             for n in "abc"}  # fmt: skip
-    a, b, c = cases
-    data = {
-        "format": 1, "kernel": "6.1", "seconds": 60.0, "command": [], "problems": [],
-        "faults": dict.fromkeys(("f", "g", "h", "i"), fault), "cases": cases,
-        "cells": {"f": {a: "noticed", b: "missed"}, "g": {a: "missed", b: "inconclusive"},
-                  "h": {b: "unreached"}},
-        "controls": {b: "broken by hand"},
+def sample(chapter="calls"):
+    """A matrix of four faults and three cases, as it is kept."""
+    fault = {"chapter": chapter, "statement": "mlock lies", "mechanism": "result"}
+    names = {n: f"tests/{chapter}/test_{n}.py::test" for n in "abc"}
+    faults = {
+        name: fault | {"noticed_by": f"{chapter}/test_{case}"}
+        for name, case in {"seen": "a", "missed": "b", "idle": "c", "elsewhere": "c"}.items()
+    }
+    return {
+        "format": 2, "kernel": "6.1.0", "architecture": "x86_64", "page_size": 4096,
+        "seconds": 60.0, "command": [], "all": True, "problems": [], "faults": faults,
+        "cases": {n: {"chapter": chapter, "baseline": "held"} for n in names.values()},
+        "cells": {"seen": {"noticed": [0], "missed": [1]}, "missed": {"inconclusive": [1]},
+                  "idle": {"unreached": [1]}, "elsewhere": {"noticed": [0], "missed": [2]}},
+        "controls": {names["b"]: "broken by hand"},
     }  # fmt: skip
+
+
+def test_worth_of_a_matrix(tmp_path):
+    """Noticed, unnoticed, noticed elsewhere, never acted, shown, controlled and unshown are told
+    apart, and only a matrix with nothing left over counts as whole."""
+    data = sample()
+    c = list(data["cases"])[2]
     (tmp_path / "matrix.json").write_text(json.dumps(data))
-    found = matrix.worth(matrix.load(tmp_path / "matrix.json"))
-    assert (found.faults, found.noticed, found.expected) == (2, 1, 1)
+    found = matrix.worth(matrix.load(tmp_path))
+    assert (found.faults, found.noticed, found.expected) == (3, 2, 1)
     assert (found.cases, found.shown, found.controlled) == (3, 1, 1)
-    assert found.unnoticed == ("g",)
-    assert found.unreached == ("h", "i")
+    assert (found.unnoticed, found.unexpected, found.idle) == (
+        ("missed",), ("elsewhere",), ("idle",),
+    )  # fmt: skip
     assert found.unshown == (c,)
-    assert found.unexpected == ()
-    both = matrix.merge([data, data | {"cases": {a: cases[a]}, "cells": {"f": {a: "missed"}}}])
-    assert both["cells"]["f"] == {a: "missed", b: "missed"}, "the later part replaces its cases"
-    with pytest.raises(ValueError, match="no matrix of format"):
-        (tmp_path / "matrix.json").write_text("{}")
-        matrix.load(tmp_path / "matrix.json")
+    assert not found.whole
+    data["cells"] = {"seen": {"noticed": [0]}, "missed": {"noticed": [1]},
+                     "idle": {"noticed": [2]}, "elsewhere": {"noticed": [2]}}  # fmt: skip
+    assert matrix.worth(matrix.unpacked(data)).whole
+    assert matrix.packed(matrix.unpacked(data)) == data
+
+
+def faults_command(*arguments):
+    """``python -m helpers.faults …``."""
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.faults", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+
+
+def test_matrices_of_chapters_are_merged(tmp_path):
+    """A later part replaces the cases that it has, and what is kept is read again."""
+    first, *_ = sample()["cases"]
+    old, new = matrix.unpacked(sample()), matrix.unpacked(sample())
+    old["cells"]["seen"] = dict.fromkeys(old["cases"], "noticed")
+    new["cases"] = {first: new["cases"][first]}
+    new["cells"] = {"seen": {first: "missed"}}
+    matrix.write(old, tmp_path / "old")
+    matrix.write(new, tmp_path / "new")
+    done = faults_command("merge", tmp_path / "out", tmp_path / "old", tmp_path / "new")
+    assert done.returncode == 1, "something is left over"
+    assert "noticed by nobody: missed" in done.stdout, done.stdout + done.stderr
+    row = matrix.load(tmp_path / "out")["cells"]["seen"]
+    assert row == dict.fromkeys(old["cases"], "noticed") | {first: "missed"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"format": 2}', '{"format": 1, "cases": {}}'],
+    ids=["empty", "no-matrix", "list", "cut", "older"],
+)  # fmt: skip
+def test_unreadable_matrix_is_one_line(tmp_path, text):
+    """What is no matrix is said in a line, with exit code 4."""
+    (tmp_path / "matrix.json").write_text(text)
+    done = faults_command("merge", tmp_path / "out", tmp_path)
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert str(tmp_path) in done.stderr
+
+
+SHOWN = '''
+from helpers import libc, memory
+from helpers.observe import maps
+
+def test_notices():
+    """A lock is lo."""
+    with memory.mapping("private", 2) as region:
+        libc.mlock(region.addr, region.size)
+        assert maps.locked_kb() > 0, "lo"
+
+def test_cannot_fail():
+    """A case that would let any kernel pass."""
+    libc.outcome(libc.mlock, 0, 0)
+'''
+
+
+def test_result_and_page_carry_the_matrix(suite):
+    """A run under faults with ``--report`` puts the matrix into its result, ``carry`` one made
+    apart, and the page says what this green is worth; a case that nothing breaks fails the run."""
+    pytest.importorskip("jinja2", reason="needs jinja2: pip install jinja2")
+
+    def report(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "helpers.report", *arguments],
+            cwd=suite.path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=50, check=False,
+        )  # fmt: skip
+
+    suite.case(SHOWN)
+    done = suite.run("--fault-matrix=m", "--report=out")
+    assert done.returncode == 1, done.stdout
+    assert "not broken by any fault: tests/calls/test_case.py::test_cannot_fail" in done.stdout
+    carried = result.load(suite.path / "out").sensitivity
+    assert carried == matrix.load(suite.path / "m")
+    assert matrix.worth(carried).shown == 1
+    suite.run("--report=plain")
+    assert result.load(suite.path / "plain").sensitivity is None
+    assert report("carry", "plain", "m").returncode == 0
+    assert report("html", "plain", "-o", "page.html").returncode == 0
+    page = (suite.path / "page.html").read_text()
+    assert "What this green is worth" in page
+    assert "1 of 2</span> cases were shown able to fail" in page
+    assert "breaks under" in page
+    kept = json.loads((suite.path / "m" / "matrix.json").read_text()) | {"kernel": "5.4"}
+    (suite.path / "m" / "matrix.json").write_text(json.dumps(kept))
+    done = report("carry", "plain", "m")
+    assert done.returncode == 4
+    assert "not the same kernel" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

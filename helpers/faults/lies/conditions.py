@@ -51,6 +51,11 @@ def inaccessible(vma: maps.Vma) -> bool:
     return vma.perms.startswith("---")
 
 
+def writeonly(vma: maps.Vma) -> bool:
+    """Writable, not readable."""
+    return vma.perms.startswith("-w")
+
+
 def readonly(vma: maps.Vma) -> bool:
     """Readable, not writable."""
     return vma.perms.startswith("r-")

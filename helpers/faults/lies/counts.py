@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from helpers.faults.lies.conditions import Telling, Which
+from helpers.faults.lies.conditions import Telling, Which, file
 from helpers.faults.lies.requests import extent
 from helpers.faults.supervisor import Call, Lie, Shown
 from helpers.libc import PAGE
@@ -152,6 +152,21 @@ def one_unadded(call: Call, before: int, after: int) -> int:
 def again_added(call: Call, before: int, after: int) -> int:
     """What was locked before counts once more."""
     return before if after else 0
+
+
+def by_thread(size: Callable[[Call, int, int], int]) -> Callable[[Call, int, int], int]:
+    """The same, for threads but the first."""
+    return lambda call, before, after: size(call, before, after) if call.tid != call.pid else 0
+
+
+def cut_uncounted(call: Call) -> Telling:
+    """Cutting off a file uncounts a page of each who has it locked."""
+    had = [p for p in call.others() if any(file(v) for v in call.locked_of(p.pid))]
+    result = yield
+    if result == 0:
+        for process in had:
+            if call.act():
+                process.space.miscount -= PAGE
 
 
 def heap_uncounted(call: Call) -> Telling:

@@ -28,6 +28,15 @@ def keep_future(call: Call) -> Telling:
             call.space.future = before if call.wet else 0
 
 
+def keep_onfault(call: Call) -> Telling:
+    """MCL_FUTURE stays on fault once it was."""
+    if call.args[0] == libc.MCL_FUTURE and call.space.future & libc.MCL_ONFAULT:
+        call.change(0, libc.MCL_FUTURE | libc.MCL_ONFAULT)
+    result = yield
+    if result == 0:
+        call.space.future = call.args[0] & ~libc.MCL_CURRENT
+
+
 def cancel_future(call: Call) -> Telling:
     """The call also ends MCL_FUTURE."""
     result = yield
@@ -69,9 +78,7 @@ def exec_raises_limit(call: Call) -> Telling:
 
 def _parents_locks(call: Call, which: Which) -> list[tuple[int, int, bool]]:
     assert call.parent is not None
-    return [
-        (v.start, v.end, v.onfault) for v in call.locked_of(call.parent.pid) if which(v)
-    ]
+    return [(v.start, v.end, v.onfault) for v in call.locked_of(call.parent.pid) if which(v)]
 
 
 def child_locked(which: Which = any_vma, only: int | None = None) -> Lie:

@@ -288,6 +288,51 @@ def _stretches(pages: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
+def populate_at_most(pages: int) -> Lie:
+    """A long lock brings in so many pages and no more."""
+
+    def lie(call: Call) -> Telling:
+        low, high = call.range
+        rest = low + pages * PAGE
+        result = yield
+        if result == 0 and low and rest < high:
+            call.run("madvise", rest, high - rest, libc.MADV_DONTNEED_LOCKED)
+
+    return lie
+
+
+def cut_after(count: int) -> Lie:
+    """A lock over many VMAs leaves out those behind the first so many."""
+
+    def lie(call: Call) -> None:
+        low, high = call.range
+        if high - low > count * PAGE:
+            vmas = call.vmas(low, high)
+            if len(vmas) > count and not call.hole():
+                call.change(0, low)
+                call.change(1, vmas[count].start - low)
+
+    return lie
+
+
+def unlocked_too(call: Call) -> Telling:
+    """MADV_DONTNEED_LOCKED drops the lock with the pages."""
+    parts = call.locked(*call.range) if call.args[2] == libc.MADV_DONTNEED_LOCKED else []
+    result = yield
+    if result == 0:
+        for start, end, _ in parts:
+            call.run("munlock", start, end - start)
+
+
+def refused_unlocks(call: Call) -> Telling:
+    """A refused mremap drops the lock of its source."""
+    parts = call.locked(call.args[0], call.args[0] + call.args[1])
+    result = yield
+    if result < 0:
+        for start, end, _ in parts:
+            call.run("munlock", start, end - start)
+
+
 def moved_unlocked(call: Call) -> Telling:
     """mremap loses the lock on the way."""
     result = yield

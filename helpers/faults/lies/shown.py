@@ -144,6 +144,18 @@ def mark_frames(
     return lie
 
 
+def mark_killed(name: str) -> Lie:
+    """Remember the PFNs of what a process has locked when a signal ends it."""
+
+    def lie(call: Call) -> None:
+        if call.args[0] & 0x7F and call.tid == call.pid:
+            numbers = {n for s, e, _ in call.locked() for n in call.frames(s, e)}
+            if numbers and call.act():
+                _frames(call, name).update(numbers)
+
+    return lie
+
+
 def forget_frames(name: str) -> Lie:
     """Pages locked anew are no longer remembered."""
 
