@@ -140,20 +140,35 @@ class Call:
         return (low, high) if low < high < TOP else (0, 0)
 
     def vmas(self, low: int = 0, high: int = TOP) -> list[maps.Vma]:
-        """VMAs in [low, high), as they are at this moment of the call."""
+        """VMAs in [low, high), as they are at this moment of the call, without their flags."""
         if low >= high:
             return []
-        found: list[maps.Vma] = self._once((low, high), lambda: maps.smaps(self.pid, low, high))
+        found: list[maps.Vma] = self._once((low, high), lambda: maps.vmas(self.pid, low, high))
+        return found
+
+    def flagged(self, low: int = 0, high: int = TOP) -> list[maps.Vma]:
+        """The same with their flags, which cost the kernel ten times as much."""
+        if low >= high:
+            return []
+        found: list[maps.Vma] = self._once(
+            ("flagged", low, high), lambda: maps.smaps(self.pid, low, high)
+        )
         return found
 
     def locked_of(self, pid: int) -> list[maps.Vma]:
         """All ``lo`` VMAs of some process."""
-        found: list[maps.Vma] = self._once(("locked", pid), lambda: maps.locked(pid))
+
+        def ask() -> list[maps.Vma]:
+            return maps.locked(pid) if status.vmlck_kb(pid) else []
+
+        found: list[maps.Vma] = self._once(("locked", pid), ask)
         return found
 
     def locked(self, low: int = 0, high: int = TOP) -> list[tuple[int, int, maps.Vma]]:
         """The ``lo`` parts of [low, high): start, end, VMA."""
-        vmas = self.locked_of(self.pid) if (low, high) == (0, TOP) else self.vmas(low, high)
+        if not self.vmlck:  # no look at every page of an interpreter for what is not there
+            return []
+        vmas = self.locked_of(self.pid) if (low, high) == (0, TOP) else self.flagged(low, high)
         return [(max(v.start, low), min(v.end, high), v) for v in vmas if v.locked]
 
     def locked_bytes(self, low: int = 0, high: int = TOP) -> int:

@@ -197,7 +197,7 @@ def attach_uncounted(call: Call) -> Telling:
     """A segment attached under MCL_FUTURE is not counted."""
     result = yield
     if result > 0:
-        call.miscount(-sum(v.size for v in call.vmas(result, result + 1) if v.locked))
+        call.miscount(-sum(v.size for _, _, v in call.locked(result, result + 1)))
 
 
 def stack_uncounted(call: Call, pid: int, kb: int) -> int:

@@ -136,7 +136,7 @@ def answers(old: str | int, new: str | int, when: Test = always) -> Lie:
 def undo_before_hole(call: Call) -> Telling:
     """mlock over a hole locks nothing before it."""
     low, end = call.range[0], call.hole()
-    parts = [(v.start, v.end) for v in call.vmas(low, end or low) if not v.locked]
+    parts = [(v.start, v.end) for v in call.flagged(low, end or low) if not v.locked]
     result = yield
     if result == -errno.ENOMEM and parts:
         for start, stop in parts:
@@ -146,7 +146,7 @@ def undo_before_hole(call: Call) -> Telling:
 def lock_behind_hole(call: Call) -> Telling:
     """mlock over a hole goes on behind it."""
     end, high = call.hole(), call.range[1]
-    behind = call.vmas(end, high) if end else []
+    behind = call.flagged(end, high) if end else []
     result = yield
     if result == -errno.ENOMEM:
         for vma in behind:
@@ -193,7 +193,7 @@ def keep_locked_where(which: Which) -> Lie:
 def skip_middle(call: Call) -> Telling:
     """Of three or more VMAs the inner ones are left as they were."""
     low, high = call.range
-    inner = [(v.start, v.end) for v in call.vmas(low, high)[1:-1] if not v.locked]
+    inner = [(v.start, v.end) for v in call.flagged(low, high)[1:-1] if not v.locked]
     result = yield
     if result == 0:
         for start, end in inner:
@@ -254,7 +254,7 @@ def drop_absent(
                     start, end = max(vma.start, low), min(vma.end, high)
                     before.append((start, end, call.absent(start, end)))
         old = call.args[1] if call.name == "mremap" else 0
-        source = {v.start for v in call.vmas(call.args[0], call.args[0] + 1) if v.locked}
+        source = call.locked(call.args[0], call.args[0] + 1)
         result = yield
         if result < 0:
             return
