@@ -356,7 +356,7 @@ _ROWS: dict[str, tuple[tuple[str, str, str, str, Mapping[str, Lie]], ...]] = {
          _reads(shown.edit("smaps", shown.drop_vmflag(b"lo", b"[heap]")))),
         ("vmflags-stack-lo-missing", "lo is missing from VmFlags of the stack",
          "vmas/test_heap_and_stack.py", "shown",
-         _reads(shown.edit("smaps", shown.drop_vmflag(b"lo", b"[stack]")))),
+         _reads(shown.edit("smaps", shown.drop_vmflag(b"lo", b" gd ")))),
         ("vma-not-merged-on-lock", "a lock that makes neighbours equal does not merge them",
          "vmas/test_merging.py", "behind", _both(requests.dont_merge)),
         ("vma-not-merged-on-unlock", "an unlock that makes neighbours equal does not merge them",

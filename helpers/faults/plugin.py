@@ -70,7 +70,7 @@ class Watch:
     def __init__(self, service: Service, faults: list[str], dry: bool) -> None:
         self._service, self._faults, self._dry = service, faults, dry
         calls = catalogue.calls(faults)
-        self._numbers = _numbers(set(calls) - {*supervisor.READS})
+        self._numbers = _numbers({*calls, "ptrace"} - {*supervisor.READS})
         self._reads = _numbers(supervisor.READS) if "read" in calls else []
         if self._reads:
             self._numbers += _numbers(["openat"])

@@ -368,6 +368,7 @@ def _file(stop: Stop) -> str:
     return str(stop.memo["file"])
 
 
+_TAKES = (tracing.ATTACH, tracing.SEIZE)
 _F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
 _HERE = os.stat("/proc/self/ns/user").st_ino if os.path.exists("/proc/self/ns/user") else 0
 
@@ -377,8 +378,10 @@ class Supervisor:
 
     def __init__(self, lies: Mapping[str, Sequence[tuple[str, Lie]]], dry: bool) -> None:
         self.lies, self.dry = lies, dry
+        self.options = tracing.OPTIONS | (tracing.TRACE_EXIT if END in lies else 0)
         self.names = {tracing.number(n): n for n in lies if n not in (CHILD, SIGNAL, END)}
         self.files = {lie.files for _, lie in lies.get("read", ()) if isinstance(lie, Shown)}
+        self.names[tracing.number("ptrace")] = "ptrace"
         if self.files:
             self.names[tracing.number("openat")] = "openat"
         self.tasks: dict[int, Task] = {}
@@ -527,6 +530,12 @@ class Supervisor:
                 task.waiting = (stop, [])
             self._go_on(task)
             return
+        if name == "ptrace":
+            if stop.args[0] in _TAKES:
+                self._release(stop.args[1])
+            task.waiting = (stop, [])
+            self._go_on(task)
+            return
         telling = self._tell(stop)
         if stop.changed:
             for index, value in stop.changed.items():
@@ -552,6 +561,10 @@ class Supervisor:
             stop.result = stop.answer
         if stop.name == "openat":
             self._mark(stop)
+        elif stop.name == "ptrace":
+            done = stop.result >= 0
+            if (stop.args[0] == tracing.DETACH and done) or (stop.args[0] in _TAKES and not done):
+                self._take_again(stop.args[1])
         stop.memo = {k: v for k, v in stop.memo.items() if k in ("file", "sets", "capable")}
         for lie in telling:
             try:
@@ -590,6 +603,18 @@ class Supervisor:
             return
         self.inject(stop.task, "close", (stop.result,))
         stop.said = moved
+
+    # Cases that trace a process themselves: no process has two tracers, so ours lets go of it
+    # for as long as the case holds it (it stands still then, and makes no call to lie about).
+
+    def _release(self, tid: int) -> None:
+        task = self.tasks.get(tid)
+        if task is not None and self._halt(task):
+            tracing.ptrace(tracing.DETACH, tid)
+
+    def _take_again(self, tid: int) -> None:
+        if tid in self.tasks:
+            tracing.ptrace(tracing.SEIZE, tid, 0, self.options)
 
     # Calls that the process did not ask for.
 
@@ -649,20 +674,25 @@ class Supervisor:
             raise LookupError(f"no system call in the vdso of {task.tid}")
         return vdso.start + at
 
-    def interrupt(self, process: Process, name: str, args: Sequence[int]) -> int:
-        """Have another process make a call, and go on with whatever it was doing."""
-        task = self.tasks.get(process.pid)
-        if task is None or not task.begun or _uninterruptible(task.tid):
-            return -errno.ESRCH
+    def _halt(self, task: Task) -> bool:
+        """Have a task stand still wherever it is; False if it cannot, or has ended."""
+        if not task.begun or _uninterruptible(task.tid):
+            return False
         tracing.ptrace(tracing.INTERRUPT, task.tid)
         while True:
             _, word = os.waitpid(task.tid, tracing.WALL)
             if not os.WIFSTOPPED(word):
                 self.tasks.pop(task.tid, None)
-                return -errno.ESRCH
+                return False
             if word >> 16 == tracing.EVENT_STOP and os.WSTOPSIG(word) == signal.SIGTRAP:
-                break
+                return True
             self._stopped(task.tid, word)
+
+    def interrupt(self, process: Process, name: str, args: Sequence[int]) -> int:
+        """Have another process make a call, and go on with whatever it was doing."""
+        task = self.tasks.get(process.pid)
+        if task is None or not self._halt(task):
+            return -errno.ESRCH
         machine = tracing.machine()
         saved = tracing.registers(task.tid)
         word = saved[machine.result]
@@ -696,8 +726,7 @@ def serve(where: socket.socket, lies: Callable[[Iterable[str]], Any]) -> None:
         asked = json.loads(request)
         one = Supervisor(lies(asked["faults"]), asked["dry"])
         try:
-            ends = tracing.TRACE_EXIT if END in one.lies else 0
-            tracing.ptrace(tracing.SEIZE, asked["pid"], 0, tracing.OPTIONS | ends)
+            tracing.ptrace(tracing.SEIZE, asked["pid"], 0, one.options)
         except (OSError, Gone) as error:
             where.send(json.dumps({"refused": str(error)}).encode())
             continue

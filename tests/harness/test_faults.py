@@ -140,9 +140,10 @@ def test_result_of_workers_is_one_run(suite):
         (["--fault", "xyzzy"], "unknown fault 'xyzzy'; --faults lists them"),
         (["--fault", "none", "-o", "addopts="], "faults reach forked cases only: pass --forked"),
         (["--fault-matrix", "/proc/no"], "--fault-matrix: "),
-        (["--fault-matrix", "m", "--fault", "none,xyzzy"], "unknown fault 'xyzzy'"),
+        (["--fault-matrix", "m", "--fault", "none"], "none is no fault"),
+        (["--fault-matrix", "m", "--fault", "mlock-ignored,xyzzy"], "unknown fault 'xyzzy'"),
     ],
-    ids=["misspelt", "unknown", "not-forked", "unwritable", "one-of-several"],
+    ids=["misspelt", "unknown", "not-forked", "unwritable", "none-of-a-matrix", "one-of-several"],
 )
 def test_a_bad_option_is_told_in_one_line(suite, options, text):
     """What makes no sense ends the run with 4 and one line, before any case."""

@@ -26,14 +26,14 @@ def edit(name: str, change: Callable[[Call, bytes], bytes]) -> Lie:
     return Shown(process_file(name), lie)
 
 
-def drop_vmflag(name: bytes, header: bytes = b"") -> Callable[[Call, bytes], bytes]:
-    """A flag is missing from VmFlags (``header``: of VMAs whose first line has that)."""
+def drop_vmflag(name: bytes, where: bytes = b"") -> Callable[[Call, bytes], bytes]:
+    """A flag is missing from VmFlags (``where``: of VMAs that have this in smaps)."""
 
     def change(call: Call, data: bytes) -> bytes:
         records = re.split(rb"(?m)(?=^[0-9a-f]+-[0-9a-f]+ )", data)
         return b"".join(
             re.sub(rb"(VmFlags:.*) %s " % name, rb"\1" + b" " * (len(name) + 2), r)
-            if header in r.split(b"\n", 1)[0] else r
+            if where in r else r
             for r in records
         )  # fmt: skip
 
