@@ -390,24 +390,21 @@ class Supervisor:
         self.notes: dict[str, dict[object, Any]] = {}
         self.vforked: set[int] = set()
         self.problems: list[str] = []
+        self.root, self.over = 0, False
+        self.pending: list[tuple[int, int]] = []
+        """Stops that were told while another task was waited for."""
 
     def follow(self, pid: int) -> None:
         """Until the seized process ``pid`` has ended; what it leaves is killed."""
+        self.root = pid
         self.tasks[pid] = Task(pid, Process(pid, Space()), begun=True)
-        while True:
+        while not self.over:
             try:
-                tid, word = os.waitpid(-1, tracing.WALL)
-            except ChildProcessError:
-                return
-            if not os.WIFSTOPPED(word):
-                self.tasks.pop(tid, None)
-                if tid == pid:
-                    break
-                continue
-            try:
-                self._stopped(tid, word)
+                self._stopped(*self._wait())
             except Gone:
                 pass
+            except ChildProcessError:
+                return
         for tid in self.tasks.keys() | self.early:
             try:
                 os.kill(tid, signal.SIGKILL)
@@ -418,6 +415,27 @@ class Supervisor:
                 os.waitpid(-1, tracing.WALL)
             except ChildProcessError:
                 return
+
+    def _wait(self, tid: int = -1) -> tuple[int, int]:
+        """The next stop of this task, or of any. Raises Gone if that task, or the case, ended.
+
+        The kernel is always asked for all: the end of a leader that was killed is not told
+        before its threads have been waited for.
+        """
+        while True:
+            found = next((event for event in self.pending if tid in (-1, event[0])), None)
+            if found is not None:
+                self.pending.remove(found)
+                return found
+            got, word = os.waitpid(-1, tracing.WALL)
+            if os.WIFSTOPPED(word):
+                self.pending.append((got, word))
+                continue
+            self.tasks.pop(got, None)
+            self.pending = [event for event in self.pending if event[0] != got]
+            self.over = self.over or got == self.root
+            if got in (tid, self.root):
+                raise Gone(f"task {got} has ended")
 
     def _stopped(self, tid: int, word: int) -> None:
         number, event = os.WSTOPSIG(word), word >> 16
@@ -643,10 +661,7 @@ class Supervisor:
         entered, held = False, 0
         while True:
             tracing.ptrace(tracing.SYSCALL, task.tid)
-            _, word = os.waitpid(task.tid, tracing.WALL)
-            if not os.WIFSTOPPED(word):
-                self.tasks.pop(task.tid, None)
-                raise Gone(f"task {task.tid} has ended")
+            _, word = self._wait(task.tid)
             if os.WSTOPSIG(word) == signal.SIGTRAP | 0x80:
                 if tracing.at_entry(task.tid):
                     entered = True
@@ -675,15 +690,12 @@ class Supervisor:
         return vdso.start + at
 
     def _halt(self, task: Task) -> bool:
-        """Have a task stand still wherever it is; False if it cannot, or has ended."""
+        """Have a task stand still wherever it is; False if it cannot. Raises Gone."""
         if not task.begun or _uninterruptible(task.tid):
             return False
         tracing.ptrace(tracing.INTERRUPT, task.tid)
         while True:
-            _, word = os.waitpid(task.tid, tracing.WALL)
-            if not os.WIFSTOPPED(word):
-                self.tasks.pop(task.tid, None)
-                return False
+            _, word = self._wait(task.tid)
             if word >> 16 == tracing.EVENT_STOP and os.WSTOPSIG(word) == signal.SIGTRAP:
                 return True
             self._stopped(task.tid, word)
@@ -691,8 +703,14 @@ class Supervisor:
     def interrupt(self, process: Process, name: str, args: Sequence[int]) -> int:
         """Have another process make a call, and go on with whatever it was doing."""
         task = self.tasks.get(process.pid)
-        if task is None or not self._halt(task):
-            return -errno.ESRCH
+        try:
+            if task is not None and self._halt(task):
+                return self._interject(task, name, args)
+        except Gone:
+            pass  # its end is no reason to leave alone the task that is being told
+        return -errno.ESRCH
+
+    def _interject(self, task: Task, name: str, args: Sequence[int]) -> int:
         machine = tracing.machine()
         saved = tracing.registers(task.tid)
         word = saved[machine.result]

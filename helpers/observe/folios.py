@@ -14,6 +14,7 @@ from helpers.observe import pagemap
 
 HEAD = 1 << pagemap.KPF["COMPOUND_HEAD"]
 TAIL = 1 << pagemap.KPF["COMPOUND_TAIL"]
+_LASTING = HEAD | TAIL | pagemap.MLOCKED | pagemap.UNEVICTABLE
 _ORDERS = range(1, 17)
 _STEP = 512
 _ATTEMPTS = 20
@@ -54,6 +55,8 @@ ABSENT = Folio(0, 0, (0,))
 
 
 def _folio(pfn: int, word: int) -> Folio:
+    if not word & (HEAD | TAIL):
+        return Folio(pfn, 1, (word,))
     head = pfn
     if word & TAIL:
         # A folio is aligned to its size: its head is the first of these that is one.
@@ -86,7 +89,11 @@ def of(region: Region, pid: int | str = "self") -> list[Folio]:
             if not last.head <= pfn < last.head + last.size:
                 last = _folio(pfn, word)
             folios.append(last)
-        if pagemap.snapshot(region.addr, region.pages, pid) == seen:
+        again = pagemap.snapshot(region.addr, region.pages, pid)
+        # Marks of age come and go meanwhile (DAMON sets PG_idle): not what is asked for.
+        if again.pfns == seen.pfns and all(
+            not (a ^ b) & _LASTING for a, b in zip(again.flags, seen.flags)
+        ):
             return folios
     raise RuntimeError(f"folios at {region.addr:#x} changed in each of {_ATTEMPTS} readings")
 
