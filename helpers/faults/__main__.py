@@ -14,6 +14,8 @@ from pathlib import Path
 from helpers.faults import catalogue, matrix
 
 WORKERS = "2"
+STEPS = 250
+"""Of the random comparisons with the model, which are run once a fault."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,8 +36,10 @@ def main(arguments: list[str]) -> int:
         return _merge(given.out, given.parts)
     import pytest
 
-    workers = [] if any(o.startswith(("-n", "--numprocesses")) for o in rest) else ["-n", WORKERS]
-    return int(pytest.main([*workers, f"--fault-matrix={given.out}", *rest]))
+    options = [] if any(o.startswith(("-n", "--numprocesses")) for o in rest) else ["-n", WORKERS]
+    if not any(o.startswith("--model-steps") for o in rest):
+        options.append(f"--model-steps={STEPS}")
+    return int(pytest.main([*options, f"--fault-matrix={given.out}", *rest]))
 
 
 def _merge(out: Path, parts: list[Path]) -> int:

@@ -6,15 +6,16 @@
      "command": [...], "all": true,
      "faults": {NAME: {"chapter", "statement", "noticed_by", "mechanism"}},
      "cases": {NODE ID: {"chapter", "baseline", "seconds"}},
-     "cells": {NAME: {"noticed" | "missed" | "inconclusive" | "unreached": [PLACE IN cases]}},
+     "cells": {NAME: {OUTCOME: [PLACE IN cases]}},
      "controls": {NODE ID: REASON},
      "problems": [TEXT]}
 
 ``baseline`` is the verdict under the supervisor without a lie (``held``, ``deviates``,
 ``failed``, ``not verified``); only the first is run under faults: a case that deviates is broken
-by the kernel itself. ``seconds`` is what all runs of a case took. ``cells`` has the pairs that
-were run: the fault would have acted in that case. ``controls`` are the cases shown able to fail
-in another way (:data:`CONTROLS`).
+by the kernel itself. ``seconds`` is what all runs of a case took. ``cells`` has the pairs in
+which the fault would have acted: ``noticed``, ``missed``, ``inconclusive``, ``unreached`` (it
+did not act after all), ``not run`` (the case had had its time). ``controls`` are the cases shown
+able to fail in another way (:data:`CONTROLS`).
 Without ``all`` only the faults named were tried, and that they do not break a case says nothing.
 
 In memory ``cells`` is {NAME: {NODE ID: OUTCOME}} (:func:`packed`, :func:`unpacked`).
@@ -38,6 +39,8 @@ from helpers.faults.controls import CONTROLS
 
 PROPERTY = "fault-matrix"
 NOTICED, MISSED, INCONCLUSIVE, UNREACHED = "noticed", "missed", "inconclusive", "unreached"
+UNRUN = "not run"
+RAN = (NOTICED, MISSED, INCONCLUSIVE)
 HELD, DEVIATES, FORMAT = "held", "deviates", 2
 SOUND = (HELD, DEVIATES)
 
@@ -219,7 +222,7 @@ def worth(data: Mapping[str, Any]) -> Worth:
     told: dict[str, list[str]] = {k: [] for k in ("idle", "unnoticed", "unexpected", "expected")}
     reached = 0
     for name, fault in data["faults"].items():
-        acted = any(seen != UNREACHED for seen in data["cells"].get(name, {}).values())
+        acted = any(seen in RAN for seen in data["cells"].get(name, {}).values())
         reached += acted
         if any(fault["noticed_by"] in node for node in who.get(name, ())):
             told["expected"].append(name)
@@ -245,7 +248,7 @@ def chapters(data: Mapping[str, Any]) -> list[dict[str, Any]]:
         mine = [
             f for f, row in data["faults"].items()
             if row["chapter"] == chapter
-            and any(seen != UNREACHED for seen in data["cells"].get(f, {}).values())
+            and any(seen in RAN for seen in data["cells"].get(f, {}).values())
         ]  # fmt: skip
         nodes = [n for n, row in data["cases"].items()
                  if row["chapter"] == chapter and row["baseline"] in SOUND]  # fmt: skip
@@ -264,10 +267,14 @@ COLUMNS = ("faults", "noticed", "cases", "shown", "controlled", "unshown")
 def summary(data: Mapping[str, Any]) -> list[str]:
     """What it is worth: a sentence, and a line a chapter."""
     found = worth(data)
+    seen = Counter(s for row in data["cells"].values() for s in row.values())
+    ran, left = sum(seen[s] for s in RAN), seen[UNRUN]
     text = [
         f"faults {found.faults}, noticed {found.noticed}, by the case whose statement they break "
         f"{found.expected}; cases {found.cases}, shown able to fail {found.shown}, "
-        f"by a control of their own {found.controlled}; {data['seconds'] / 60:.1f} minutes",
+        f"by a control of their own {found.controlled}",
+        f"pairs {ran}, and {left} that were not run (--fault-seconds); "
+        f"{data['seconds'] / 60:.1f} minutes",
         f"{'chapter':12}" + "".join(f"{name:>12}" for name in COLUMNS),
     ]
     return text + [
@@ -307,7 +314,7 @@ def rows(data: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append(
             {"name": name, **fault, "noticed": len(noticed), "expected": bool(first),
              "first": first or (noticed[0] if noticed else ""),
-             "acted": sum(s != UNREACHED for s in data["cells"].get(name, {}).values())}
+             "acted": sum(s in RAN for s in data["cells"].get(name, {}).values())}
         )  # fmt: skip
     return found
 

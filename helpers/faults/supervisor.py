@@ -107,15 +107,23 @@ class Call:
         self.name, self.args = stop.name, stop.args
         self.tid, self.process = stop.task.tid, stop.task.process
         self.pid = self.process.pid
-        self.space, self.parent, self.before_exec = (
-            self.process.space, stop.parent, stop.before_exec
-        )  # fmt: skip
+        self.parent = stop.parent
         self.wet = not dry
         self.case: dict[object, Any] = stop.supervisor.notes.setdefault(fault, {})
         """What this fault remembers of the whole case, and of the address space."""
         self.notes: dict[object, Any] = self.space.notes.setdefault(fault, {})
 
     # What a fault may ask.
+
+    @property
+    def space(self) -> Space:
+        """The address space: after execve(2) the new one."""
+        return self.process.space
+
+    @property
+    def before_exec(self) -> Space | None:
+        """After execve(2): the address space that was given up."""
+        return self._stop.before_exec
 
     @property
     def result(self) -> int:
@@ -213,9 +221,23 @@ class Call:
     @property
     def limit(self) -> tuple[int, int]:
         """RLIMIT_MEMLOCK (soft, hard) in bytes; −1 is infinite."""
-        memlock = resource.RLIMIT_MEMLOCK
-        pair: tuple[int, int] = self._once("limit", lambda: resource.prlimit(self.pid, memlock))
+
+        def ask() -> tuple[int, int]:
+            # prlimit(2) is refused where the process has changed its user, this is not.
+            with open(f"/proc/{self.pid}/limits") as file:
+                (line,) = (text for text in file if text.startswith("Max locked memory"))
+            soft, hard = (-1 if n == "unlimited" else int(n) for n in line.split()[3:5])
+            return soft, hard
+
+        pair: tuple[int, int] = self._once("limit", ask)
         return pair
+
+    def descriptor(self, index: int) -> str:
+        """What an argument, a descriptor, is open on; "" if it is none."""
+        try:
+            return os.readlink(f"/proc/{self.tid}/fd/{self.args[index]}")
+        except OSError:
+            return ""
 
     @property
     def capable(self) -> bool:
@@ -428,14 +450,16 @@ class Supervisor:
                 self.pending.remove(found)
                 return found
             got, word = os.waitpid(-1, tracing.WALL)
-            if os.WIFSTOPPED(word):
-                self.pending.append((got, word))
-                continue
-            self.tasks.pop(got, None)
-            self.pending = [event for event in self.pending if event[0] != got]
-            self.over = self.over or got == self.root
-            if got in (tid, self.root):
-                raise Gone(f"task {got} has ended")
+            while got:  # all that have something to tell: the kernel would let the first go first
+                if os.WIFSTOPPED(word):
+                    self.pending.append((got, word))
+                else:
+                    self.tasks.pop(got, None)
+                    self.pending = [event for event in self.pending if event[0] != got]
+                    self.over = self.over or got == self.root
+                    if got in (tid, self.root):
+                        raise Gone(f"task {got} has ended")
+                got, word = os.waitpid(-1, tracing.WALL | os.WNOHANG)
 
     def _stopped(self, tid: int, word: int) -> None:
         number, event = os.WSTOPSIG(word), word >> 16
@@ -730,6 +754,11 @@ def _uninterruptible(tid: int) -> bool:
         return file.read().rpartition(")")[2].split()[0] == "D"
 
 
+_REFUSED = (
+    "no process can be supervised here ({}); run as root, in a container with --cap-add "
+    "SYS_PTRACE, with sysctl kernel.yama.ptrace_scope below 3"
+)
+
 # The supervisor as a service: one process, one case after the other.
 
 
@@ -746,7 +775,7 @@ def serve(where: socket.socket, lies: Callable[[Iterable[str]], Any]) -> None:
         try:
             tracing.ptrace(tracing.SEIZE, asked["pid"], 0, one.options)
         except (OSError, Gone) as error:
-            where.send(json.dumps({"refused": str(error)}).encode())
+            where.send(json.dumps({"refused": _REFUSED.format(error)}).encode())
             continue
         where.send(b"{}")
         try:

@@ -55,14 +55,15 @@ MACHINES = {
         {"read": 0, "pread64": 17, "write": 1, "mmap": 9, "shmat": 30, "shmctl": 31,
          "clone": 56, "fork": 57, "vfork": 58, "clone3": 435, "execve": 59, "execveat": 322,
          "exit_group": 231, "getrusage": 98, "prlimit64": 302, "fallocate": 285,
-         "ftruncate": 77, "ptrace": 101, "openat": 257, "close": 3, "fcntl": 72},
+         "ftruncate": 77, "ptrace": 101, "openat": 257, "close": 3, "fcntl": 72,
+         "process_vm_readv": 310},
     ),
     "aarch64": Machine(
         0xC00000B7, 8, 0, (0, 1, 2, 3, 4, 5), 32, b"\x01\x00\x00\xd4",
         {"read": 63, "pread64": 67, "write": 64, "mmap": 222, "shmat": 196, "shmctl": 195,
          "clone": 220, "clone3": 435, "execve": 221, "execveat": 281, "exit_group": 94,
          "getrusage": 165, "prlimit64": 261, "fallocate": 47, "ftruncate": 46, "ptrace": 117,
-         "openat": 56, "close": 57, "fcntl": 25},
+         "openat": 56, "close": 57, "fcntl": 25, "process_vm_readv": 270},
     ),
 }  # fmt: skip
 

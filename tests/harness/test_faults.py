@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.faults import catalogue, matrix
+from helpers.faults import catalogue, matrix, plugin
 from helpers.faults.tracing import Refused, machine
 from helpers.report import result
 
@@ -25,6 +25,11 @@ CHAPTERS = {
     "limit-mlock-unchecked": "limits/test_limit_edges.py::test_soft_limit_decides",
     "reclaim-takes-locked":
         "reclaim/test_pressure.py::test_locked_private_memory_stays_while_its_twin_is_swapped",
+    "shm-lock-ignored": "kinds/test_kind_sysv.py::test_lock_marks_the_segment_and_no_mapping",
+    "future-stays-onfault":
+        "model/test_model_scripts.py::test_script_agrees_with_model[future-changes-its-kind]",
+    "mlock-populates-4096":
+        "concurrency/test_scale.py::test_large_region_is_locked_to_the_last_page[private]",
 }  # fmt: skip
 """A fault of each chapter and the cases that know better."""
 
@@ -172,7 +177,23 @@ def test_without_ptrace_nothing_runs(suite):
     )  # fmt: skip
     assert done.returncode == 4, done.stdout + done.stderr
     assert "Operation not permitted" in done.stderr, done.stderr
+    assert "SYS_PTRACE" in done.stderr, "and how to mend it"
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        (lambda *_, **__: (_ for _ in ()).throw(OSError(22, "EINVAL")), "CONFIG_SECCOMP_FILTER"),
+        (lambda *_, **__: None, "a call that was to fail did not"),
+    ],
+    ids=["no-filter", "filter-without-effect"],
+)
+def test_a_kernel_without_filters_is_refused(monkeypatch, missing, text):
+    """Where system calls cannot be filtered, the probe says so: no fault is taken for acting."""
+    monkeypatch.setattr(plugin.tracing, "stop_at", missing)
+    with pytest.raises(Refused, match=text):
+        plugin.probe()
 
 
 def test_list_of_faults(suite):
@@ -182,6 +203,14 @@ def test_list_of_faults(suite):
     for fault in catalogue.FAULTS.values():
         assert fault.name in done.stdout, "listed"
         assert fault.statement in done.stdout, "with its statement"
+
+
+def test_every_chapter_has_faults_and_one_of_them_is_tried():
+    """The faults are over all chapters, and the small matrix above has one of each."""
+    chapters = {fault.chapter for fault in catalogue.FAULTS.values()}
+    folders = {p.name for p in (ROOT / "tests").iterdir() if list(p.glob("test_*.py"))}
+    assert chapters == folders - {"harness", "bench"}
+    assert {catalogue.FAULTS[name].chapter for name in CHAPTERS} == chapters
 
 
 def test_catalogue_points_at_cases_that_exist():

@@ -124,6 +124,11 @@ def over_limit(call: Call) -> bool:
     )
 
 
+def secret(call: Call) -> bool:
+    """An mmap of secret memory."""
+    return call.descriptor(4).startswith("/secretmem")
+
+
 def beyond(call: Call) -> bool:
     """The mlock or mmap would exceed the limit, were it obeyed."""
     low, high = call.range if call.name != "mmap" else (PAGE, PAGE + call.args[1])
