@@ -14,7 +14,7 @@ from pathlib import Path
 from helpers.faults import catalogue, matrix
 
 WORKERS = "2"
-STEPS = 250
+STEPS = 100
 """Of the random comparisons with the model, which are run once a fault."""
 
 

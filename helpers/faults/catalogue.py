@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from helpers import libc
+from helpers.faults.call import CHILD, END, SIGNAL, Lie
 from helpers.faults.lies import conditions as on
 from helpers.faults.lies import counts, futures, limits, pressure, requests, shown
-from helpers.faults.supervisor import CHILD, END, SIGNAL, Lie
 from helpers.libc import (
     MAP_LOCKED,
     MCL_CURRENT,

@@ -16,14 +16,14 @@ import pytest
 
 from helpers import forked, libc
 from helpers.faults import catalogue, matrix, supervisor, tracing
-from helpers.faults.supervisor import CHILD, END, SIGNAL
+from helpers.faults.call import CHILD, END, READS, SIGNAL
 from helpers.pressure import session
 from helpers.report import result
 
 SHORTEST, TIMES = 1.5, 3
 """A case under a fault may take so many seconds and so many times what it took under supervision
 without a lie: who hangs has noticed."""
-ENOUGH = 3.0
+ENOUGH = 1.2
 """Seconds of a case under faults. After that, once it was seen to fail, it meets those alone that
 are expected to break a case of its file: a tenth of the cases would take half of all the time."""
 
@@ -71,8 +71,8 @@ class Watch:
     def __init__(self, service: Service, faults: list[str], dry: bool) -> None:
         self._service, self._faults, self._dry = service, faults, dry
         calls = catalogue.calls(faults)
-        self._numbers = _numbers({*calls, "ptrace"} - {*supervisor.READS})
-        self._reads = _numbers(supervisor.READS) if "read" in calls else []
+        self._numbers = _numbers({*calls, "ptrace"} - {*READS})
+        self._reads = _numbers(READS) if "read" in calls else []
         if self._reads:
             self._numbers += _numbers(["openat"])
         self.acted: dict[str, int] = {}

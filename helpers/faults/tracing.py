@@ -43,6 +43,7 @@ class Machine:
     result: int
     args: tuple[int, ...]
     program: int
+    stack: int
     gate: bytes
     """The instruction that makes a system call."""
     numbers: dict[str, int]
@@ -51,7 +52,7 @@ class Machine:
 
 MACHINES = {
     "x86_64": Machine(
-        0xC000003E, 15, 10, (14, 13, 12, 7, 9, 8), 16, b"\x0f\x05",
+        0xC000003E, 15, 10, (14, 13, 12, 7, 9, 8), 16, 19, b"\x0f\x05",
         {"read": 0, "pread64": 17, "write": 1, "mmap": 9, "shmat": 30, "shmctl": 31,
          "clone": 56, "fork": 57, "vfork": 58, "clone3": 435, "execve": 59, "execveat": 322,
          "exit_group": 231, "getrusage": 98, "prlimit64": 302, "fallocate": 285,
@@ -59,7 +60,7 @@ MACHINES = {
          "process_vm_readv": 310},
     ),
     "aarch64": Machine(
-        0xC00000B7, 8, 0, (0, 1, 2, 3, 4, 5), 32, b"\x01\x00\x00\xd4",
+        0xC00000B7, 8, 0, (0, 1, 2, 3, 4, 5), 32, 31, b"\x01\x00\x00\xd4",
         {"read": 63, "pread64": 67, "write": 64, "mmap": 222, "shmat": 196, "shmctl": 195,
          "clone": 220, "clone3": 435, "execve": 221, "execveat": 281, "exit_group": 94,
          "getrusage": 165, "prlimit64": 261, "fallocate": 47, "ftruncate": 46, "ptrace": 117,

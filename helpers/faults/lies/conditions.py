@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 
 from helpers import libc
-from helpers.faults.supervisor import Call
+from helpers.faults.call import Call
 from helpers.libc import PAGE
 from helpers.observe import maps, pagemap
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from helpers.faults.call import Call, Lie, Shown
 from helpers.faults.lies.conditions import Telling, Which, file
 from helpers.faults.lies.requests import extent
-from helpers.faults.supervisor import Call, Lie, Shown
 from helpers.libc import PAGE
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from helpers import libc
+from helpers.faults.call import Call, Lie
 from helpers.faults.lies.conditions import Telling, Which, any_vma
-from helpers.faults.supervisor import Call, Lie
 
 
 def follow_future(call: Call) -> Telling:

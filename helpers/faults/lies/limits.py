@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 
 from helpers import libc
+from helpers.faults.call import Call, Lie, Process
 from helpers.faults.lies.conditions import Telling, Test, over_limit
 from helpers.faults.lies.requests import extent
-from helpers.faults.supervisor import Call, Lie, Process
 from helpers.libc import PAGE
 
 

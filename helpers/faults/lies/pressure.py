@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from helpers import libc
+from helpers.faults.call import TOP, Call, Lie
 from helpers.faults.lies.conditions import Telling, Which, any_vma, swapped
-from helpers.faults.supervisor import TOP, Call, Lie
 from helpers.observe import maps
 
 _DRIVES = re.compile(

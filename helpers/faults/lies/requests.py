@@ -7,8 +7,8 @@ import struct
 from collections.abc import Callable, Iterable
 
 from helpers import libc
+from helpers.faults.call import TOP, Call, Lie
 from helpers.faults.lies.conditions import ALL, Telling, Test, Which, always, any_vma
-from helpers.faults.supervisor import TOP, Call, Lie
 from helpers.libc import PAGE
 from helpers.observe import pagemap
 

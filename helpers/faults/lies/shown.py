@@ -7,9 +7,9 @@ import struct
 from array import array
 from collections.abc import Callable
 
+from helpers.faults.call import Call, Lie, Shown
 from helpers.faults.lies.conditions import Telling, Which, file
 from helpers.faults.lies.counts import process_file, renumber
-from helpers.faults.supervisor import Call, Lie, Shown
 from helpers.libc import PAGE
 from helpers.observe import pagemap
 
