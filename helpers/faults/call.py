@@ -22,6 +22,8 @@ from helpers.observe import maps, pagemap, status
 
 Lie = Callable[["Call"], "Generator[None, int, None] | None"]
 """What a fault does about one system call."""
+Told = tuple[str, Generator[None, int, None]]
+"""A fault that has seen a call coming and is to be shown its result."""
 READS = ("read", "pread64")
 
 
@@ -39,6 +41,8 @@ class Shown:
 CHILD, SIGNAL, END = "child", "signal", "end"
 """Not calls: a process has been forked and has not run yet; a signal is about to arrive; a thread
 is ending and has its memory still (the argument is its wait status)."""
+_ADVICE = (libc.MADV_DONTNEED_LOCKED, libc.MADV_POPULATE_READ, libc.MADV_POPULATE_WRITE)
+"""Advice by which pages are dropped and faulted in, 5.18 and 5.14: a lie needs it."""
 TOP = 1 << 56
 """Above every user address."""
 
@@ -86,7 +90,7 @@ class Task:
 
     tid: int
     process: Process
-    waiting: tuple[Stop, list[Generator[None, int, None]]] | None = None
+    waiting: tuple[Stop, list[Told]] | None = None
     begun: bool = False
 
 
@@ -324,6 +328,12 @@ class Call:
         acted[self._fault] = acted.get(self._fault, 0) + 1
         return not self._dry
 
+    def _unact(self) -> None:
+        acted = self._stop.supervisor.acted
+        acted[self._fault] -= 1
+        if not acted[self._fault]:
+            del acted[self._fault]
+
     def change(self, index: int, value: int) -> None:
         """Before the call: pass this argument instead (the process sees its own again)."""
         if self.args[index] != value & libc.ULONG_MAX and self.act():
@@ -348,11 +358,18 @@ class Call:
         self.say(-int(getattr(errno, name)))
 
     def run(self, name: str, *args: int) -> int:
-        """After the call: have the process make this one, unseen. Its result (0 when noting)."""
+        """After the call: have the process make this one, unseen. Its result (0 when noting).
+
+        Raises OSError for an advice that this kernel does not know: the lie cannot be told.
+        """
         if not self.act():
             return 0
         self._stop.memo.clear()
-        return self._stop.supervisor.inject(self._stop.task, name, args)
+        done = self._stop.supervisor.inject(self._stop.task, name, args)
+        if name == "madvise" and done == -errno.EINVAL and args[2] in _ADVICE:
+            self._unact()
+            raise OSError(-done, f"madvise({args[2]}) was refused: {os.strerror(-done)}")
+        return done
 
     def run_in(self, process: Process, name: str, *args: int) -> int:
         """Have another supervised process make a call, wherever it stands."""

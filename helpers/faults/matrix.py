@@ -226,6 +226,8 @@ def worth(data: Mapping[str, Any]) -> Worth:
         reached += acted
         if any(fault["noticed_by"] in node for node in who.get(name, ())):
             told["expected"].append(name)
+        elif not acted and any(f": {name}: " in text for text in data["problems"]):
+            continue  # it cannot be told here, and that is said
         elif any(fault["noticed_by"] in node for node in held):
             told["unexpected" if who.get(name) else "unnoticed" if acted else "idle"].append(name)
     shown = set().union(*who.values()) & set(cases)

@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from helpers import libc
@@ -30,6 +30,7 @@ from helpers.faults.call import (
     Space,
     Stop,
     Task,
+    Told,
     opened,
 )  # fmt: skip
 from helpers.faults.tracing import Gone
@@ -180,9 +181,9 @@ class Supervisor:
         if task.waiting:
             task.waiting[0].before_exec = old
 
-    def _tell(self, stop: Stop) -> list[Generator[None, int, None]]:
+    def _tell(self, stop: Stop) -> list[Told]:
         """Show a stop to every fault that wants it; those to be resumed by its result."""
-        left: list[Generator[None, int, None]] = []
+        left: list[Told] = []
         for fault, lie in self.lies.get(stop.name, ()):
             if self.dry and fault in self.acted:
                 continue  # that it can act in this case is all there is to note
@@ -193,7 +194,7 @@ class Supervisor:
                 telling = lie(call)
                 if telling is not None:
                     next(telling)
-                    left.append(telling)
+                    left.append((fault, telling))
             except (OSError, LookupError, ValueError) as error:
                 self._problem(fault, stop, error)
             except StopIteration:
@@ -256,13 +257,13 @@ class Supervisor:
             if (stop.args[0] == tracing.DETACH and done) or (stop.args[0] in _TAKES and not done):
                 self._take_again(stop.args[1])
         stop.memo = {k: v for k, v in stop.memo.items() if k in ("file", "sets", "capable")}
-        for lie in telling:
+        for fault, lie in telling:
             try:
                 lie.send(stop.result)
             except StopIteration:
                 pass
             except (OSError, LookupError, ValueError) as error:
-                self._problem("", stop, error)
+                self._problem(fault, stop, error)
         final = stop.result if stop.said is None else stop.said
         if stop.changed or stop.answer is not None or stop.said is not None:
             values = tracing.registers(task.tid)
