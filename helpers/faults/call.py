@@ -52,6 +52,7 @@ class Holder(Protocol):
 
     tasks: dict[int, Task]
     acted: dict[str, int]
+    refused: dict[str, str]
     notes: dict[str, dict[object, Any]]
     vforked: set[int]
 
@@ -360,15 +361,15 @@ class Call:
     def run(self, name: str, *args: int) -> int:
         """After the call: have the process make this one, unseen. Its result (0 when noting).
 
-        Raises OSError for an advice that this kernel does not know: the lie cannot be told.
+        An advice that is refused, by this memory or by a kernel that does not know it, is no act.
         """
         if not self.act():
             return 0
         self._stop.memo.clear()
         done = self._stop.supervisor.inject(self._stop.task, name, args)
         if name == "madvise" and done == -errno.EINVAL and args[2] in _ADVICE:
+            self._stop.supervisor.refused[self._fault] = f"madvise({args[2]}): {os.strerror(-done)}"
             self._unact()
-            raise OSError(-done, f"madvise({args[2]}) was refused: {os.strerror(-done)}")
         return done
 
     def run_in(self, process: Process, name: str, *args: int) -> int:

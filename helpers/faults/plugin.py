@@ -23,7 +23,7 @@ from helpers.report import result
 SHORTEST, TIMES = 1.5, 3
 """A case under a fault may take so many seconds and so many times what it took under supervision
 without a lie: who hangs has noticed."""
-ENOUGH = 1.2
+ENOUGH = 0.8
 """Seconds of a case under faults. After that, once it was seen to fail, it meets those alone that
 are expected to break a case of its file: a tenth of the cases would take half of all the time."""
 

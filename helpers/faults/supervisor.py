@@ -58,6 +58,7 @@ class Supervisor:
         self.tasks: dict[int, Task] = {}
         self.early: set[int] = set()
         self.acted: dict[str, int] = {}
+        self.refused: dict[str, str] = {}
         self.notes: dict[str, dict[object, Any]] = {}
         self.vforked: set[int] = set()
         self.problems: list[str] = []
@@ -447,5 +448,7 @@ def serve(where: socket.socket, lies: Callable[[Iterable[str]], Any]) -> None:
         except Exception:
             where.send(json.dumps({"broken": traceback.format_exc()}).encode())
             os._exit(1)  # whom it held is killed
-        where.send(json.dumps({"acted": one.acted, "problems": one.problems}).encode())
+        never = [f"{fault}: {why}" for fault, why in one.refused.items() if fault not in one.acted]
+        said = {"acted": one.acted, "problems": one.problems + never}
+        where.send(json.dumps(said).encode())
     os._exit(0)
