@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from helpers.faults import catalogue, matrix
-from helpers.report.formats import printable
 from helpers.report.tool import Parser, ended, say
 
 WORKERS = "2"
@@ -52,7 +51,7 @@ def _list() -> int:
 def _merge(out: Path, parts: list[Path]) -> int:
     data = matrix.merge([matrix.load(part) for part in parts])
     matrix.write(data, out)
-    say("\n".join(map(printable, matrix.lines(data))))
+    say("\n".join(matrix.lines(data)))
     return int(not matrix.worth(data).whole)
 
 

@@ -37,6 +37,7 @@ from helpers import libc
 from helpers.faults.catalogue import FAULTS
 from helpers.faults.controls import CONTROLS
 from helpers.report.files import Unreadable, inside, written
+from helpers.report.formats import printable
 
 PROPERTY = "fault-matrix"
 NOTICED, MISSED, INCONCLUSIVE, UNREACHED = "noticed", "missed", "inconclusive", "unreached"
@@ -308,7 +309,7 @@ def lines(data: Mapping[str, Any]) -> list[str]:
     failed = [n for n, row in data["cases"].items() if row["baseline"] == "failed"]
     text += [f"failed without a fault: {node}" for node in failed]
     text += [f"a fault could not be told: {line}" for line in data["problems"]]
-    return text
+    return list(map(printable, text))
 
 
 def broken_by(data: Mapping[str, Any]) -> dict[str, int]:
@@ -356,4 +357,4 @@ def table(data: Mapping[str, Any]) -> str:
     text += [
         f"- `{node}`: {why}" for node, why in data["controls"].items() if node not in shown
     ] or ["None."]
-    return "\n".join(text) + "\n"
+    return "\n".join(map(printable, text)) + "\n"

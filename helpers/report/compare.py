@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from helpers.report.files import Unreadable
 from helpers.report.formats import plain, printable
@@ -50,12 +50,11 @@ def kind(was: Verdict | None, now: Verdict | None) -> str | None:
     return "mended"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A behaviour across results: its verdict in each (None: absent there)."""
 
     id: str
-    verdicts: Sequence[Verdict | None]
+    verdicts: tuple[Verdict | None, ...]
 
 
 @dataclass
@@ -118,7 +117,7 @@ class Matrix:
         columns, places = self.verdicts(), self.places
         for name in sorted(places):
             place = places[name]
-            yield place, Row(name, [_CODES[column[place]] for column in columns])
+            yield place, Row(name, tuple([_CODES[column[place]] for column in columns]))
 
     @property
     def lost(self) -> bool:
@@ -131,7 +130,7 @@ class Matrix:
         columns = self.verdicts()
         return sorted(
             (
-                Row(name, [_CODES[number] for number in cells])
+                Row(name, tuple(_CODES[number] for number in cells))
                 for name, *cells in zip(self.places, *columns)
                 if len({*cells}) > 1
             ),

@@ -8,6 +8,7 @@ each, this 0.3 ms and 2 kB, and they take the page's own colours, light and dark
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -224,7 +225,7 @@ class Page:
                 found.setdefault(each.behaviour.chapter or "other", []).append(each)
         return dict(sorted(found.items()))
 
-    def _rows(self) -> Iterator[tuple[str, str, Sequence[Verdict | None]]]:
+    def _rows(self) -> Iterator[tuple[str, str, tuple[Verdict | None, ...]]]:
         """Every behaviour by id, its statement and its verdicts."""
         for place, row in self._matrix.rows():
             yield row.id, self._statements[place], row.verdicts
@@ -249,12 +250,13 @@ class Page:
             chapters=chapters,
             totals=[sum(column, Counter()) for column in zip(*(rows for _, rows in chapters))],
             rows=self._rows(),
+            once=functools.cache(lambda macro, value: macro(value)),
             failures=self._of(Verdict.FAILED, Verdict.BROKEN),
             deviations=self._grouped(Verdict.DEVIATES),
             unverified=self._grouped(Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE),
             unrun=self._grouped(Verdict.NOT_RUN),
             drawn=self._drawn(),
-            tried={r.id: found for r in self.results if (found := _sensitivity(r))},
+            tried=[found for r in self.results if (found := _sensitivity(r))],
         )
         stream.enable_buffering(1000)
         file.writelines(stream)

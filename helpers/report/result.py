@@ -205,8 +205,8 @@ def load(path: Path) -> Result:
     file = inside(path, FILE, f"pytest --report={path}")
     value = reading.result(file, SCHEMA)
     rows, tried = value["behaviours"], value.get("sensitivity")
-    whole = value["complete"] and rows and value.get("collected", 0) <= len(rows)
+    lacking = reading.unrun(rows, file) or not rows or value.get("collected", 0) > len(rows)
     return Result(
-        file, value["run"], bool(whole and not reading.unrun(rows, file)), rows,
+        file, value["run"], value["complete"] and not lacking, rows,
         None if tried is None else matrix.unpacked(tried, file),
     )  # fmt: skip
