@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
     given, rest = parser.parse_known_args(arguments)
     if rest and given.command != "matrix":
         parser.error(f"{given.command} has no argument {rest[0]}")
+    if given.command == "matrix" and not given.out:
+        parser.error("matrix --out wants a folder")
     if given.command == "list":
         return ended(_list)
     if given.command == "merge":

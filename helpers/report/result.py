@@ -138,7 +138,12 @@ def carry(path: Path, folder: Path) -> None:
         raise Unreadable(f"{folder} is of {theirs}, {made.path} of {ours}: not the same kernel")
     value = reading.whole(made.path) | {"sensitivity": matrix.packed(data)}
     rows = value.pop("behaviours")
-    _replace(made.path, value, rows)
+    try:
+        _replace(made.path, value, rows)
+    except (ValueError, RecursionError) as error:  # members that nobody checks
+        raise Unreadable(f"{made.path}: cannot be written again: {error}") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(made.path)) from None
 
 
 @dataclass(frozen=True)
