@@ -7,11 +7,11 @@ merge OUT DIR…                    matrices of several chapters as one
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from helpers.faults import catalogue, matrix
+from helpers.report.tool import Parser, ended, say
 
 WORKERS = "2"
 STEPS = 100
@@ -20,7 +20,7 @@ STEPS = 100
 
 def main(arguments: list[str]) -> int:
     """The command line; pytest's exit code, 1 if a fault or a case is left over, 4 on nonsense."""
-    parser = argparse.ArgumentParser("python -m helpers.faults")
+    parser = Parser("python -m helpers.faults", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="every fault with its statement")
     run = commands.add_parser("matrix", help="run the suite under every fault")
@@ -29,11 +29,14 @@ def main(arguments: list[str]) -> int:
     merge.add_argument("out", type=Path, metavar="OUT")
     merge.add_argument("parts", nargs="+", type=Path, metavar="DIR")
     given, rest = parser.parse_known_args(arguments)
+    if rest and given.command != "matrix":
+        parser.error(f"{given.command} has no argument {rest[0]}")
+    if given.command == "matrix" and not given.out:
+        parser.error("matrix --out wants a folder")
     if given.command == "list":
-        print(catalogue.listing())
-        return 0
+        return ended(_list)
     if given.command == "merge":
-        return _merge(given.out, given.parts)
+        return ended(lambda: _merge(given.out, given.parts))
     import pytest
 
     options = [] if any(o.startswith(("-n", "--numprocesses")) for o in rest) else ["-n", WORKERS]
@@ -42,14 +45,15 @@ def main(arguments: list[str]) -> int:
     return int(pytest.main([*options, f"--fault-matrix={given.out}", *rest]))
 
 
+def _list() -> int:
+    say(catalogue.listing())
+    return 0
+
+
 def _merge(out: Path, parts: list[Path]) -> int:
-    try:
-        data = matrix.merge([matrix.load(part) for part in parts])
-        matrix.write(data, out)
-    except (OSError, ValueError) as error:
-        print(f"helpers.faults: {error}", file=sys.stderr)
-        return 4
-    print("\n".join(matrix.lines(data)))
+    data = matrix.merge([matrix.load(part) for part in parts])
+    matrix.write(data, out)
+    say("\n".join(matrix.lines(data)))
     return int(not matrix.worth(data).whole)
 
 

@@ -36,6 +36,8 @@ from typing import Any
 from helpers import libc
 from helpers.faults.catalogue import FAULTS
 from helpers.faults.controls import CONTROLS
+from helpers.report.files import Unreadable, inside, written
+from helpers.report.formats import printable
 
 PROPERTY = "fault-matrix"
 NOTICED, MISSED, INCONCLUSIVE, UNREACHED = "noticed", "missed", "inconclusive", "unreached"
@@ -118,28 +120,30 @@ def packed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "cells": cells}
 
 
-def unpacked(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse. Raises ValueError for what is no matrix of this format."""
-    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-        raise ValueError(f"no matrix of format {FORMAT}")
+def unpacked(data: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
+    """The reverse. Raises ValueError for a place that no case has (``path``: of which file)."""
+    nodes = list(data["cases"])
     try:
-        nodes = list(data["cases"])
         cells = {
             fault: {nodes[n]: seen for seen, numbers in row.items() for n in numbers}
             for fault, row in data["cells"].items()
         }
-        made = {**data, "cells": cells}
-        worth(made)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a matrix of format {FORMAT} ({error!r})") from None
-    return made
+    except IndexError:
+        raise Unreadable(f"{path}: a cell of a case that is not in the fault matrix") from None
+    return {**data, "cells": cells}
+
+
+def origin(data: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Kernel, architecture and page size that a matrix was made on."""
+    return data["kernel"], data["architecture"], data["page_size"]
 
 
 def write(data: Mapping[str, Any], folder: Path) -> None:
     """Write matrix.json and matrix.md. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "matrix.json").write_text(json.dumps(packed(data)) + "\n")
-    (folder / "matrix.md").write_text(table(data))
+    for name, text in (("json", json.dumps(packed(data)) + "\n"), ("md", table(data))):
+        with written(folder / f"matrix.{name}") as file:
+            file.write(text)
 
 
 def control(node: str, baseline: str = HELD) -> str:
@@ -150,7 +154,12 @@ def control(node: str, baseline: str = HELD) -> str:
 
 
 def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Matrices of several chapters as one; a later part replaces the cases it has."""
+    """Matrices of several chapters as one; a later part replaces the cases it has.
+
+    Raises Unreadable for parts of different kernels.
+    """
+    if other := next((origin(p) for p in parts if origin(p) != origin(parts[0])), None):
+        raise Unreadable(f"parts of {origin(parts[0])} and of {other}: not the same kernel")
     whole: dict[str, Any] = {"cases": {}, "cells": {}, "controls": {}, "problems": []}
     seconds = 0.0
     for part in parts:
@@ -201,12 +210,14 @@ class Worth:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a matrix.json, or of the one in a folder. Raises ValueError, OSError."""
-    path = path / "matrix.json" if path.is_dir() else path
-    try:
-        return unpacked(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    """The content of a matrix.json, or of the one in a folder.
+
+    Raises Unreadable; ModuleNotFoundError without msgspec (dependency group ``report``).
+    """
+    from helpers.report import reading
+
+    path = inside(path, "matrix.json", f"pytest --fault-matrix={path}")
+    return unpacked(reading.matrix(path), path)
 
 
 def noticed_by(data: Mapping[str, Any]) -> dict[str, set[str]]:
@@ -298,7 +309,7 @@ def lines(data: Mapping[str, Any]) -> list[str]:
     failed = [n for n, row in data["cases"].items() if row["baseline"] == "failed"]
     text += [f"failed without a fault: {node}" for node in failed]
     text += [f"a fault could not be told: {line}" for line in data["problems"]]
-    return text
+    return list(map(printable, text))
 
 
 def broken_by(data: Mapping[str, Any]) -> dict[str, int]:
@@ -346,4 +357,4 @@ def table(data: Mapping[str, Any]) -> str:
     text += [
         f"- `{node}`: {why}" for node, why in data["controls"].items() if node not in shown
     ] or ["None."]
-    return "\n".join(text) + "\n"
+    return "\n".join(map(printable, text)) + "\n"

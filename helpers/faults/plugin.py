@@ -19,6 +19,7 @@ from helpers.faults import catalogue, matrix, supervisor, tracing
 from helpers.faults.call import CHILD, END, READS, SIGNAL
 from helpers.pressure import session
 from helpers.report import result
+from helpers.report.tool import complain
 
 SHORTEST, TIMES = 1.5, 3
 """A case under a fault may take so many seconds and so many times what it took under supervision
@@ -344,7 +345,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     _digest(config)
     if matrix_key in config.stash:
         data = config.stash[data_key] = config.stash[matrix_key].data()
-        matrix.write(data, Path(config.getoption("--fault-matrix")))
+        try:
+            matrix.write(data, Path(config.getoption("--fault-matrix")))
+        except OSError as error:
+            complain(f"--fault-matrix: {error.filename} cannot be written: {error.strerror}")
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
         config.stash.setdefault(result.extra_key, {})["sensitivity"] = matrix.packed(data)
         if session.exitstatus == 0 and not matrix.worth(data).whole:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -41,10 +41,20 @@ def words(behaviours: Iterable[Behaviour]) -> dict[str, str]:
     return found
 
 
+def printable(text: str, keep: str = "") -> str:
+    """The text with ``?`` for what acts on a terminal or on a reader instead of being seen.
+
+    Those are control characters (ANSI escapes among them), what turns the direction of writing,
+    what has no width, line breaks, and what is no character. ``keep``: of those, what is left.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
 def plain(text: str) -> str:
     """One line of printable text; nothing in it can be taken for KTAP of its own."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in line).replace("#", "＃")
+    return printable(" ".join(text.split())).replace("#", "＃")
 
 
 def _suffix(b: Behaviour) -> str:

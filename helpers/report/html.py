@@ -7,25 +7,32 @@ each, this 0.3 ms and 2 kB, and they take the page's own colours, light and dark
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jinja2
+import markupsafe
 
 from helpers.faults import matrix
 from helpers.report.compare import Matrix
+from helpers.report.formats import printable
 from helpers.report.result import Result
-from helpers.report.verdicts import Behaviour, Verdict
+from helpers.report.verdicts import Verdict
 
 CLASSES = {
     Verdict.VERIFIED: "ok", Verdict.DEVIATES: "dev", Verdict.FAILED: "bad", Verdict.BROKEN: "bad",
     Verdict.INCONCLUSIVE: "dim", Verdict.NOT_VERIFIED: "dim",
+    Verdict.NOT_RUN: "dim",
 }  # fmt: skip
 MARKS = {
     Verdict.VERIFIED: "✓", Verdict.DEVIATES: "≠", Verdict.FAILED: "✗", Verdict.BROKEN: "!",
-    Verdict.INCONCLUSIVE: "?", Verdict.NOT_VERIFIED: "·",
+    Verdict.INCONCLUSIVE: "?", Verdict.NOT_VERIFIED: "·", Verdict.NOT_RUN: "-",
 }  # fmt: skip
 
 
@@ -89,6 +96,13 @@ def _pages(series: Mapping[str, Any]) -> dict[str, Any]:
     return {"strips": strips, "most": most, "told": told}
 
 
+def _visible(value: object) -> object:
+    """What the template is to show of a value: nothing that acts instead of being seen."""
+    if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
+        return printable(value, keep="\n\t")
+    return value
+
+
 def picture(series: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the template draws of one series; None for a kind this page does not know."""
     drawn = {"timeline": _timeline, "pages": _pages}.get(str(series.get("kind")))
@@ -98,31 +112,8 @@ def picture(series: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"kind": series["kind"], "left": _LEFT, "width": _WIDTH, "height": _HEIGHT} | drawn(
             series
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None  # a foreign or damaged series draws nothing; the numbers stay in the JSON
-
-
-def _chapters(results: Sequence[Result]) -> list[tuple[str, list[dict[str, int]]]]:
-    found: dict[str, list[dict[str, int]]] = {}
-    for index, result in enumerate(results):
-        for b in result.behaviours.values():
-            counts = found.setdefault(b.chapter or "other", [{} for _ in results])[index]
-            counts[b.verdict.value] = counts.get(b.verdict.value, 0) + 1
-    return sorted(found.items())
-
-
-def _told(results: Sequence[Result], *verdicts: Verdict) -> list[tuple[Result, Behaviour]]:
-    return [(r, b) for r in results for b in r.behaviours.values() if b.verdict in verdicts]
-
-
-def _grouped(
-    results: Sequence[Result], *verdicts: Verdict
-) -> dict[tuple[str, str], list[Behaviour]]:
-    """(kernel, reason) → the behaviours of which it is said, most first."""
-    found: dict[tuple[str, str], list[Behaviour]] = {}
-    for result, b in _told(results, *verdicts):
-        found.setdefault((result.label, b.detail or b.reason), []).append(b)
-    return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
 _CELLS = {matrix.NOTICED: "noticed", matrix.MISSED: "missed", matrix.INCONCLUSIVE: "missed"}
@@ -171,44 +162,101 @@ def _sensitivity(result: Result) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-Drawn = dict[str, list[tuple[Result, Behaviour, list[dict[str, Any]]]]]
+@dataclass(frozen=True)
+class Shown:
+    """A behaviour that the page tells more of than its verdict."""
+
+    result: Result
+    behaviour: Any
+    """As :meth:`Result.rows` has it."""
+    pictures: list[dict[str, Any]]
 
 
-def _drawn(results: Sequence[Result]) -> Drawn:
-    """Chapter → the behaviours that have something to draw, with their pictures."""
-    found: Drawn = {}
-    for result in results:
-        for b in result.behaviours.values():
-            if pictures := [p for p in map(picture, b.series) if p]:
-                found.setdefault(b.chapter or "other", []).append((result, b, pictures))
-    return dict(sorted(found.items()))
+class Page:
+    """Results to be shown side by side; of most behaviours no more is kept than their verdicts."""
 
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+        self._matrix = Matrix()
+        self._statements: list[str] = []
+        self._chapters: dict[str, list[Counter[Verdict]]] = {}
+        self._shown: list[Shown] = []
 
-def page(results: Sequence[Result]) -> str:
-    """The HTML text of the page."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((Path(__file__).parent / "page.html").read_text())
-    verdicts = Matrix()
-    for result in results:
-        verdicts.add(result)
-    statements = {b.id: b.statement for r in results for b in r.behaviours.values()}
-    drawn = _drawn(results)
-    tried = {r.id: found for r in results if (found := _sensitivity(r))}
-    text: str = template.render(
-        results=results,
-        verdicts=list(Verdict),
-        classes=CLASSES,
-        marks=MARKS,
-        chapters=_chapters(results),
-        rows=list(verdicts.rows()),
-        statements=statements,
-        failures=_told(results, Verdict.FAILED, Verdict.BROKEN),
-        deviations=_grouped(results, Verdict.DEVIATES),
-        unverified=_grouped(results, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE),
-        drawn=drawn,
-        tried=tried,
-        pictures={(r.id, b.id): p for rows in drawn.values() for r, b, p in rows},
-    )
-    return text
+    def add(self, result: Result) -> None:
+        """Take a result. Raises Unreadable for a run that is in it already, or is empty."""
+        self._matrix.add(result)
+        places, statements = self._matrix.places, self._statements
+        statements.extend([""] * (len(places) - len(statements)))
+        known: dict[str, str] = {}
+        last = ""  # the cases of one function stand together
+        for row in result.rows():
+            place = places[row.id]
+            if statements[place] != row.statement:
+                last = statements[place] = last if row.statement == last else row.statement
+            counts = self._chapters.setdefault(row.chapter or "other", [])
+            while len(counts) <= len(self.results):
+                counts.append(Counter())
+            counts[-1][row.verdict] += 1
+            if row.verdict != Verdict.VERIFIED or row.series:
+                drawn = [p for p in map(picture, row.series) if p]
+                row.series = ()
+                for name in ("chapter", "statement", "source", "claims", "reason", "detail"):
+                    setattr(row, name, known.setdefault(getattr(row, name), getattr(row, name)))
+                self._shown.append(Shown(result, row, drawn))
+        # The file's text is in memory as long as its rows are.
+        self.results.append(dataclasses.replace(result, encoded=()))
+
+    def _of(self, *verdicts: Verdict) -> list[Shown]:
+        return [each for each in self._shown if each.behaviour.verdict in verdicts]
+
+    def _grouped(self, *verdicts: Verdict) -> dict[tuple[str, str], list[Any]]:
+        """(kernel, reason) → the behaviours of which it is said, most first."""
+        found: dict[tuple[str, str], list[Any]] = {}
+        for each in self._of(*verdicts):
+            b = each.behaviour
+            found.setdefault((each.result.label, b.detail or b.reason), []).append(b)
+        return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
+
+    def _drawn(self) -> dict[str, list[Shown]]:
+        """Chapter → the behaviours that have something to draw."""
+        found: dict[str, list[Shown]] = {}
+        for each in self._shown:
+            if each.pictures:
+                found.setdefault(each.behaviour.chapter or "other", []).append(each)
+        return dict(sorted(found.items()))
+
+    def _rows(self) -> Iterator[tuple[str, str, tuple[Verdict | None, ...]]]:
+        """Every behaviour by id, its statement and its verdicts."""
+        for place, row in self._matrix.rows():
+            yield row.id, self._statements[place], row.verdicts
+
+    def _counts(self, rows: Sequence[Counter[Verdict]]) -> list[Counter[Verdict]]:
+        """Counts of a chapter in each result, also where the last ones do not have it."""
+        return [*rows, *(Counter() for _ in self.results[len(rows) :])]
+
+    def write(self, file: IO[str]) -> None:
+        """Write the HTML, piece by piece. Raises OSError."""
+        environment = jinja2.Environment(
+            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+            lstrip_blocks=True, finalize=_visible,
+        )  # fmt: skip
+        chapters = [(name, self._counts(rows)) for name, rows in sorted(self._chapters.items())]
+        source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+        stream = environment.from_string(source).stream(
+            results=self.results,
+            verdicts=list(Verdict),
+            classes=CLASSES,
+            marks=MARKS,
+            chapters=chapters,
+            totals=[sum(column, Counter()) for column in zip(*(rows for _, rows in chapters))],
+            rows=self._rows(),
+            once=functools.cache(lambda macro, value: macro(value)),
+            failures=self._of(Verdict.FAILED, Verdict.BROKEN),
+            deviations=self._grouped(Verdict.DEVIATES),
+            unverified=self._grouped(Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE),
+            unrun=self._grouped(Verdict.NOT_RUN),
+            drawn=self._drawn(),
+            tried=[found for r in self.results if (found := _sensitivity(r))],
+        )
+        stream.enable_buffering(1000)
+        file.writelines(stream)

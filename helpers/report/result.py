@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,8 @@ import pytest
 from helpers.facilities import Facility
 from helpers.faults import matrix
 from helpers.report import machine
+from helpers.report.files import Unreadable, inside
+from helpers.report.formats import printable
 from helpers.report.verdicts import Behaviour, Verdict
 
 SCHEMA = 1
@@ -34,10 +35,6 @@ LONGEST = 20_000
 
 extra_key = pytest.StashKey[dict[str, Any]]()
 """What others add to the result before the run ends, by its name in the schema."""
-
-
-class Unreadable(ValueError):
-    """A result that cannot be used; the text is one line for the person who named it."""
 
 
 def clip(text: str) -> str:
@@ -132,19 +129,21 @@ def carry(path: Path, folder: Path) -> None:
 
     Raises :class:`Unreadable` for either, and where they are of different kernels; OSError.
     """
-    file = find(path)
-    made = load(file)
-    try:
-        data = matrix.load(folder)
-    except (OSError, ValueError) as error:
-        raise Unreadable(str(error)) from None
+    from helpers.report import reading
+
+    made, data = load(path), matrix.load(folder)
     ours = (made.kernel, made.run["architecture"], made.run["page_size"])
-    theirs = (data["kernel"], data["architecture"], data["page_size"])
+    theirs = matrix.origin(data)
     if ours != theirs:
-        raise Unreadable(f"{folder} is of {theirs}, {file} of {ours}: not the same kernel")
-    value = json.loads(file.read_text()) | {"sensitivity": matrix.packed(data)}
+        raise Unreadable(f"{folder} is of {theirs}, {made.path} of {ours}: not the same kernel")
+    value = reading.whole(made.path) | {"sensitivity": matrix.packed(data)}
     rows = value.pop("behaviours")
-    _replace(file, value, rows)
+    try:
+        _replace(made.path, value, rows)
+    except (ValueError, RecursionError) as error:  # members that nobody checks
+        raise Unreadable(f"{made.path}: cannot be written again: {error}") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(made.path)) from None
 
 
 @dataclass(frozen=True)
@@ -154,29 +153,30 @@ class Result:
     path: Path
     run: Mapping[str, Any]
     complete: bool
-    rows: Sequence[Mapping[str, Any]] = field(repr=False)
+    """Every case has run, as far as the file can tell."""
+    encoded: Sequence[Any] = field(repr=False)
+    """Its behaviours as they stand in the file; :meth:`rows` has them one by one."""
     sensitivity: Mapping[str, Any] | None = field(default=None, repr=False)
     """Who noticed which fault (:mod:`helpers.faults.matrix`), if that was tried."""
+
+    def rows(self) -> Iterator[Any]:
+        """Each behaviour, with the members that the schema states as attributes."""
+        from helpers.report import reading
+
+        return map(reading.row(), self.encoded)
 
     @cached_property
     def behaviours(self) -> Mapping[str, Behaviour]:
         """Everything that is known of each behaviour, by its id."""
-        found = {}
-        for row in self.rows:
-            found[row["id"]] = Behaviour(
-                row["id"], row["chapter"], row["statement"], row["source"], row["claims"],
-                Verdict(row["verdict"]), row["reason"], float(row["duration"]),
-                detail=row.get("detail", ""),
-                evidence=[(e["title"], e["text"]) for e in row.get("evidence", [])],
-                series=list(row.get("series", [])),
-            )  # fmt: skip
-        return found
-
-    @cached_property
-    def verdicts(self) -> Mapping[str, Verdict]:
-        """Each behaviour's verdict alone: all that a matrix of many results needs."""
-        # One string for an id, however many results have it.
-        return {sys.intern(row["id"]): _VERDICTS[row["verdict"]] for row in self.rows}
+        return {
+            row.id: Behaviour(
+                row.id, row.chapter, row.statement, row.source, row.claims,
+                Verdict(row.verdict), row.reason, row.duration, detail=row.detail,
+                evidence=[(e["title"], e["text"]) for e in row.evidence],
+                series=list(row.series),
+            )
+            for row in self.rows()
+        }  # fmt: skip
 
     @property
     def id(self) -> str:
@@ -190,78 +190,28 @@ class Result:
 
     @property
     def label(self) -> str:
-        """Short name: kernel, architecture, page size where it is not the usual one."""
-        size = int(self.run["page_size"]) // 1024
+        """Short name: kernel, architecture, page size where it is not the usual one.
+
+        A result that is not complete says so in here: wherever it is shown, that is.
+        """
+        size = self.run["page_size"] // 1024
         pages = "" if size == 4 else f" {size}K"
-        text = f"{self.kernel} {self.run['architecture']}{pages}"
-        return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def find(path: Path) -> Path:
-    """The result file that ``path`` names: itself, or the one in that folder.
-
-    Raises :class:`Unreadable`.
-    """
-    if path.is_dir():
-        if not (path / FILE).is_file():
-            raise Unreadable(
-                f"{path}: no {FILE} in this folder; make one by pytest --report {path}"
-            )
-        return path / FILE
-    if not path.exists():
-        raise Unreadable(f"{path}: no such file")
-    return path
+        whole = "" if self.complete else " (incomplete)"
+        return printable(f"{self.kernel} {self.run['architecture']}{pages}{whole}")
 
 
 def load(path: Path) -> Result:
-    """Read and check a result. Raises :class:`Unreadable` with one line on anything amiss."""
-    file = find(path)
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unreadable(f"{file}: cannot be read: {error}") from None
-    if not text.strip():
-        raise Unreadable(f"{file}: empty")
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise Unreadable(f"{file}: truncated or not JSON ({error})") from None
-    if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
-        raise Unreadable(f"{file}: not a result of memlock-tests")
-    if value["schema"] > SCHEMA:
-        raise Unreadable(
-            f"{file}: schema {value['schema']} is newer than this suite's {SCHEMA}; update it"
-        )
-    try:
-        return _checked(file, value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Unreadable(f"{file}: not a result of schema {SCHEMA} ({error!r})") from None
+    """Read and check a result. Raises :class:`Unreadable` with one line on anything amiss.
 
+    ModuleNotFoundError without msgspec (dependency group ``report``).
+    """
+    from helpers.report import reading
 
-def _checked(file: Path, value: Mapping[str, Any]) -> Result:
-    run = value["run"]
-    for key in ("id", "architecture"):
-        if not isinstance(run[key], str):
-            raise TypeError(f"run.{key}")
-    if not isinstance(run["kernel"]["release"], str) or not isinstance(run["page_size"], int):
-        raise TypeError("run.kernel")
-    rows = value["behaviours"]
-    for row in rows:
-        for name in _TEXTS:
-            if not isinstance(row[name], str):
-                raise TypeError(f"{name} of a behaviour")
-        if row["verdict"] not in _VERDICTS:
-            raise ValueError(f"verdict {row['verdict']!r}")
-        if not isinstance(row["duration"], (int, float)):
-            raise TypeError("duration of a behaviour")
-    tried = value.get("sensitivity")
-    made = Result(
-        file, run, bool(value["complete"]), rows, None if tried is None else matrix.unpacked(tried)
-    )
-    if any("evidence" in row or "series" in row for row in rows):
-        _ = made.behaviours  # raises on evidence of another shape
-    return made
-
-
-_TEXTS = ("id", "chapter", "statement", "source", "claims", "verdict", "reason")
-_VERDICTS = {v.value: v for v in Verdict}
+    file = inside(path, FILE, f"pytest --report={path}")
+    value = reading.result(file, SCHEMA)
+    rows, tried = value["behaviours"], value.get("sensitivity")
+    lacking = reading.unrun(rows, file) or not rows or value.get("collected", 0) > len(rows)
+    return Result(
+        file, value["run"], value["complete"] and not lacking, rows,
+        None if tried is None else matrix.unpacked(tried, file),
+    )  # fmt: skip

@@ -19,6 +19,7 @@ class Verdict(StrEnum):
     NOT_VERIFIED = "not verified"
     INCONCLUSIVE = "inconclusive"
     BROKEN = "broken set-up"
+    NOT_RUN = "not run"
 
 
 INCONCLUSIVE_PREFIX = "inconclusive: "

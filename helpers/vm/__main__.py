@@ -15,7 +15,8 @@ from types import FrameType
 from typing import NoReturn
 
 from helpers.report import compare
-from helpers.report.result import Result, Unreadable, load
+from helpers.report.files import Unreadable
+from helpers.report.result import load
 from helpers.vm import virtme
 from helpers.vm.apt import Source
 from helpers.vm.cache import Cache
@@ -109,19 +110,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def comparison(outcomes: Iterable[Outcome]) -> None:
     """Say what differs between the kernels that came to a result."""
-    found: list[Result] = []
+    matrix = compare.Matrix()
     for outcome in outcomes:
         try:
-            found.append(load(outcome.folder or Path()))
+            matrix.add(load(outcome.folder or Path()))
         except Unreadable as error:
             say(f"{outcome.label}: left out of the comparison: {error}")
-    if len(found) == 2:
-        print(f"\n{compare.text(compare.two(*found))}")
-    elif len(found) > 2:
-        matrix = compare.Matrix()
-        for each in found:
-            matrix.add(each)
+        except ModuleNotFoundError as error:
+            return say(f"no comparison: needs {error.name}: pip install {error.name}")
+    if len(matrix.columns) == 2:
+        print(f"\n{compare.text(compare.two(matrix))}")
+    elif len(matrix.columns) > 2:
         print(f"\n{matrix.text()}\n\n{matrix.markdown()}")
+    return None
 
 
 class Stopped(BaseException):
