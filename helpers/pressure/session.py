@@ -130,8 +130,8 @@ def _begin(config: pytest.Config) -> Pressure:
     except OSError as error:
         made.facilities["cgroup"] = _missing(
             "cgroup", "no memory cgroup can be made", error.strerror or str(error),
-            "run as root, or delegate one: systemd-run --scope -p Delegate=yes, and name it by "
-            "--cgroup",
+            "run as root with CAP_DAC_OVERRIDE, or delegate one: systemd-run --scope "
+            "-p Delegate=yes, and name it by --cgroup",
         )  # fmt: skip
     try:
         made.area = stack.enter_context(swap.area(run, SWAP_SIZE, config.getoption("--swap-dir")))
@@ -139,7 +139,7 @@ def _begin(config: pytest.Config) -> Pressure:
         made.facilities["swap"] = Facility("swap", True)
     except OSError as error:
         why = error.strerror or str(error)
-        remedy = "pass --swap-dir on ext4 or xfs, as root"
+        remedy = "pass --swap-dir on ext4 or xfs, as root with CAP_SYS_ADMIN"
         made.facilities["swap-area"] = _missing("swap-area", "no swap area of ours", why, remedy)
         made.facilities["swap"] = (
             Facility("swap", True)

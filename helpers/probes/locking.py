@@ -109,7 +109,8 @@ def _user_namespace() -> None:
     except OSError as error:
         raise Unavailable(
             "a user namespace cannot be made", str(error),
-            "sysctl user.max_user_namespaces > 0, no chroot, no seccomp filter on unshare(2)",
+            "sysctl user.max_user_namespaces > 0, no chroot, no seccomp filter on unshare(2), "
+            "as root with CAP_SETFCAP",
         ) from None  # fmt: skip
 
 
