@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from helpers import libc, mounts, privilege
-from helpers.environments.running import ROOT, Environment, Unsuitable
+from helpers.environments.running import Environment, Unsuitable
 
 _ANY = re.compile(r"CAP_[A-Z_]+|\broot\b|RLIMIT_MEMLOCK|ulimit")
 
@@ -36,8 +36,10 @@ def _without(*names: str) -> None:
 
 
 def _as_nobody() -> None:
-    needed = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
+    here = Path.cwd()
+    needed = {here, Path(__file__).resolve().parents[2], Path(sys.prefix), Path(sys.base_prefix)}
     _open_up(sorted(path for path in needed if not path.is_relative_to("/usr")))
+    os.chdir(here)
     privilege.become()
 
 
@@ -58,4 +60,3 @@ def _open_up(paths: Iterable[Path]) -> None:
             path.mkdir(parents=True, exist_ok=True)
             libc.mount(f"/proc/self/fd/{fd}", str(path), "", libc.MS_BIND)
             os.close(fd)
-    os.chdir(ROOT)

@@ -20,7 +20,6 @@ from helpers.report import result
 from helpers.report.formats import plain
 from helpers.report.verdicts import Behaviour, Verdict
 
-ROOT = Path(__file__).resolve().parents[2]
 _KNOWN = {Verdict.VERIFIED, Verdict.DEVIATES}
 _WRONG = {Verdict.FAILED, Verdict.BROKEN}
 _SHOWN = 12
@@ -80,7 +79,7 @@ def run(
         report.mkdir()
         report.chmod(0o777)
         command = [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT),
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
             f"--report={report}", *environment.options, *options,
         ]  # fmt: skip
         try:
@@ -128,7 +127,7 @@ def _finished(command: list[str], enter: Callable[[], object], output: int) -> i
 
     try:
         child = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             preexec_fn=prepare,
         )  # fmt: skip
     except (subprocess.SubprocessError, OSError) as error:

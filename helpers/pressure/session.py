@@ -58,6 +58,7 @@ pressure_key = pytest.StashKey[Pressure]()
 stack_key = pytest.StashKey[ExitStack]()
 before_key = pytest.StashKey[dict[str, list[str]]]()
 problems_key = pytest.StashKey[list[str]]()
+notes_key = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -230,10 +231,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if stack_key not in config.stash:
         return
     made = config.stash[pressure_key]
+    changed = made.run.settings()
     config.stash[stack_key].close()
     problems = config.stash[problems_key]
     if before_key in config.stash:
-        problems += guard.differences(config.stash[before_key], made.run.name)
+        lines, config.stash[notes_key] = guard.differences(
+            config.stash[before_key], made.run.name, changed
+        )
+        problems += lines
     if problems and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -258,6 +263,8 @@ def pytest_terminal_summary(
     if made is not None and (made.parent or made.area):
         for line in described(made):
             terminalreporter.write_line(line)
+    for line in config.stash.get(notes_key, []):
+        terminalreporter.write_line(f"changed by somebody else meanwhile: {line}")
     if problems := config.stash.get(problems_key, []):
         terminalreporter.section("the machine is not as it was found", "=")
         for line in problems:
