@@ -26,7 +26,7 @@ _LIMITS = (
     ("as", resource.RLIMIT_AS, (4 << 30,)),
 )
 # include/uapi/linux/personality.h
-_PERSONALITIES = {
+PERSONALITIES = {
     "UNAME26": 0x0020000, "ADDR_NO_RANDOMIZE": 0x0040000, "FDPIC_FUNCPTRS": 0x0080000,
     "MMAP_PAGE_ZERO": 0x0100000, "ADDR_COMPAT_LAYOUT": 0x0200000,
     "READ_IMPLIES_EXEC": 0x0400000, "ADDR_LIMIT_32BIT": 0x0800000, "SHORT_INODE": 0x1000000,
@@ -61,8 +61,8 @@ def environments() -> Iterator[Environment]:
             yield Environment(
                 f"{title} {shown}", re.compile(r"ulimit|RLIMIT"), partial(_limit, which, size)
             )
-    for name, flag in _PERSONALITIES.items():
-        yield Environment(f"personality {name}", re.compile(name), partial(_personality, flag))
+    for name, flag in PERSONALITIES.items():
+        yield Environment(f"personality {name}", re.compile(name), partial(personality, flag))
     yield Environment(
         f"{_PROCESSES} processes", re.compile("processes"), around=lambda run: _crowd(_PROCESSES)
     )
@@ -105,7 +105,8 @@ def _limit(which: int, size: int) -> None:
     resource.setrlimit(which, (size, size))
 
 
-def _personality(flag: int) -> None:
+def personality(flag: int) -> None:
+    """Add a flag to this process's personality(2), for good. OSError if it is refused."""
     call = ctypes.CDLL(None, use_errno=True).personality
     call.argtypes = [ctypes.c_ulong]
     now = call(0xFFFFFFFF)

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from helpers import guard, privilege, process, requirements
+from helpers import guard, kernel, privilege, process, requirements
 from helpers.environments import rights, running, settings
 
 MAY_CHANGE_USER = pytest.mark.needs("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
@@ -225,3 +225,16 @@ def test_baseline_is_compared_case_by_case():
         ("a", "not run"),
         ("b", "the control stood still"),
     ]
+
+
+def test_release_is_the_kernels_whatever_uname_says():
+    """Under the personality UNAME26 uname(2) says 2.6; deviations go by the true release."""
+    real = kernel.release()
+
+    def disguised():
+        settings.personality(settings.PERSONALITIES["UNAME26"])
+        return os.uname().release, kernel.release()
+
+    shown, release = process.run(disguised)
+    assert shown.startswith("2.6.")
+    assert release == real
