@@ -9,6 +9,7 @@ A requirement is a facility's name (:data:`helpers.facilities.PROBES`), a capabi
                CAP_SYS_RESOURCE lets a case raise it)
 ``limit-infinite``  the soft limit can be set to unlimited (the hard one is)
 ``budget:N``   N pages are within --memory-budget
+``space:N``    N pages of address space are free, and within RLIMIT_AS
 ``vmas:N``     N VMAs more are within vm.max_map_count
 ``allow-sysctl``  --allow-sysctl was given
 ``cgroup``, ``swap``, ``swap-area``  set up by :mod:`helpers.pressure.session`
@@ -17,20 +18,21 @@ A requirement is a facility's name (:data:`helpers.facilities.PROBES`), a capabi
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers import container, privilege
+from helpers import container, libc, privilege
 from helpers.facilities import PROBES, Facility
 from helpers.libc import PAGE
 
 PRESSURE = ("cgroup", "swap", "swap-area", "allow-sysctl")
 SLACK = 1024
 """Bytes that a limit is advised above what a case locks: what is locked already."""
-AMOUNTS = ("lock", "limit", "budget", "vmas")
+AMOUNTS = ("lock", "limit", "budget", "space", "vmas")
 _OWN_VMAS = 1000
 """VMAs that an interpreter may have for itself."""
 PLAIN = ("lock-all", "limit-infinite", "root-user")
@@ -129,6 +131,20 @@ def _limit(name: str, size: int) -> Missing | None:
     )  # fmt: skip
 
 
+def _space(name: str, size: int) -> Missing | None:
+    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+    try:
+        if size > libc.SIZE_MAX:
+            raise OSError(errno.ENOMEM, f"{size} bytes are more than a word counts")
+        libc.munmap(libc.mmap(0, size, libc.PROT_NONE, how), size)
+    except OSError as error:
+        return Missing(
+            name, "no room for a mapping of that size", str(error),
+            "a larger user address space; ulimit -v unlimited",
+        )  # fmt: skip
+    return None
+
+
 def _vmas(name: str, number: int) -> Missing | None:
     path = Path("/proc/sys/vm/max_map_count")
     most = int(path.read_text()) if path.exists() else 0
@@ -170,6 +186,8 @@ def _missing(
         return _facility("lock-calls", survey) or _limit(requirement, size)
     if name == "limit-infinite":
         return _facility("lock-calls", survey) or _limit(requirement, privilege.INFINITE)
+    if name == "space":
+        return _space(requirement, size)
     if name == "vmas":
         return _vmas(requirement, int(requirement.partition(":")[2]))
     if name == "root-user":

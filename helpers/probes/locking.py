@@ -203,18 +203,6 @@ def _map_vdso() -> None:
         ) from None  # fmt: skip
 
 
-def _huge_range() -> None:
-    size = (1 << 32) * PAGE
-    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
-    try:
-        libc.munmap(libc.mmap(0, size, libc.PROT_NONE, how), size)
-    except OSError as error:
-        raise Unavailable(
-            "no room for a mapping of 2^32 pages", str(error),
-            "a larger user address space; ulimit -v unlimited",
-        ) from None  # fmt: skip
-
-
 def _hugetlb() -> None:
     how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB
     try:
@@ -370,7 +358,6 @@ PROBES: dict[str, Callable[[], None]] = {
     "mseal": _mseal,
     "sysv-shm": _sysv_shm,
     "map-vdso": _map_vdso,
-    "huge-range": _huge_range,
     "hugetlb": _hugetlb,
     "secretmem": _secretmem,
     "io-uring": _io_uring,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from helpers import guard, kernel, privilege, process, requirements
 from helpers.environments import rights, running, settings
+from helpers.observe import status
 
 MAY_CHANGE_USER = pytest.mark.needs("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 
@@ -238,3 +240,17 @@ def test_release_is_the_kernels_whatever_uname_says():
     shown, release = process.run(disguised)
     assert shown.startswith("2.6.")
     assert release == real
+
+
+def test_too_little_address_space_is_a_reason():
+    """A case that maps more than RLIMIT_AS allows is not run, and says so."""
+
+    def narrow():
+        soft = status.kb("VmSize") * 1024 + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        few, many = (str(requirements.missing(f"space:{n}", {}, 0)) for n in (1, 1 << 20))
+        return few, many
+
+    few, many = process.run(narrow)
+    assert few == "None"
+    assert "ulimit -v" in many
