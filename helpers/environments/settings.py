@@ -124,7 +124,9 @@ for _ in range(int(sys.argv[1])):
 """
 _WRITES = """
 import os, sys
-kept = bytearray(os.urandom(1 << 20) * (int(sys.argv[1]) >> 20))
+kept = bytearray(int(sys.argv[1]))
+for at in range(0, len(kept), 1 << 20):
+    kept[at : at + (1 << 20)] = os.urandom(1 << 20)
 """
 _HUGE = """
 import mmap, sys
