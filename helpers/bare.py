@@ -66,6 +66,8 @@ _NUMBERS = {
 """Calls that helpers.libc makes through the C library."""
 
 _REQUEST = 256
+_BATCH = 256
+"""Requests written before their answers are read: the answers fit in one page of a pipe."""
 _PAYLOAD = 7 * 8  # behind the number and six arguments
 _STORE = -1
 _LOAD_AT = 0x400000
@@ -92,6 +94,12 @@ def _image() -> bytes:
         struct.pack("<IIQQQQQQ", 0x6474E551, 6, 0, 0, 0, 0, 0, 16),
         code,
     ))  # fmt: skip
+
+
+def _packed(number: int, args: tuple[int, ...], payload: bytes = b"") -> bytes:
+    words = [number, *args, *[0] * (6 - len(args))]
+    packed = struct.pack("=7Q", *(w & libc.ULONG_MAX for w in words)) + payload
+    return packed.ljust(_REQUEST, b"\0")
 
 
 class Bare:
@@ -126,24 +134,30 @@ class Bare:
         self.buffer = self._answer()
 
     def _answer(self) -> int:
+        return self._answers_to(1)[0]
+
+    def _answers_to(self, requests: int) -> tuple[int, ...]:
+        data = b""
+        while len(data) < 8 * requests:
+            data += self._some(8 * requests - len(data))
+        return struct.unpack(f"={requests}q", data)
+
+    def _some(self, size: int) -> bytes:
         until = time.monotonic() + process.DEADLINE
         ready, _, _ = select.select([self._answers], [], [], max(0.0, until - time.monotonic()))
         if not ready:
             self.kill()
             raise process.ChildHung(f"bare process {self.pid} gave no answer")
-        data = os.read(self._answers, 8)
-        if len(data) < 8:
+        data = os.read(self._answers, size)
+        if not data:
             status = self.wait()
             if os.WIFSIGNALED(status):
                 raise process.ChildKilled(os.WTERMSIG(status))
             raise process.ChildExited(os.waitstatus_to_exitcode(status))
-        value: int = struct.unpack("=q", data)[0]
-        return value
+        return data
 
     def _ask(self, number: int, args: tuple[int, ...], payload: bytes = b"") -> int:
-        words = [number, *args, *[0] * (6 - len(args))]
-        packed = struct.pack("=7Q", *(w & libc.ULONG_MAX for w in words)) + payload
-        os.write(self._requests, packed.ljust(_REQUEST, b"\0"))
+        os.write(self._requests, _packed(number, args, payload))
         return self._answer()
 
     def call(self, name: str, *args: int, payload: bytes = b"") -> int:
@@ -157,6 +171,17 @@ class Bare:
             shown = ", ".join(hex(a) for a in args)
             raise OSError(-value, f"{name}({shown}): {os.strerror(-value)}")
         return value & libc.ULONG_MAX
+
+    def calls(self, name: str, *each: tuple[int, ...]) -> None:
+        """One system call for each tuple of arguments, many at a time; OSError if one failed."""
+        number = libc.number(name)
+        for first in range(0, len(each), _BATCH):
+            batch = each[first : first + _BATCH]
+            os.write(self._requests, b"".join(_packed(number, args) for args in batch))
+            for args, value in zip(batch, self._answers_to(len(batch))):
+                if -4096 < value < 0:
+                    shown = ", ".join(hex(a) for a in args)
+                    raise OSError(-value, f"{name}({shown}): {os.strerror(-value)}")
 
     @property
     def payload(self) -> int:

@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import psutil
 import pytest
 from _pytest.runner import runtestprotocol
 
-from helpers import evidence, libc, series
+from helpers import evidence, libc, privilege, series
 from helpers.pressure import session
-from helpers.process import signal_name
+from helpers.process import send_signal, signal_name
 
 _LENGTH = 8
 
@@ -277,12 +278,24 @@ def _has_ended(pid: int) -> bool:
 
 def _kill(pid: int) -> None:
     try:
-        os.killpg(pid, signal.SIGKILL)
+        send_signal(pid, signal.SIGKILL, group=True)
     except ProcessLookupError:
         try:
-            os.kill(pid, signal.SIGKILL)  # hung before it made its group
+            send_signal(pid, signal.SIGKILL)  # hung before it made its group
         except ProcessLookupError:
             pass
+    if privilege.has("CAP_SETUID") and not privilege.has("CAP_KILL"):
+        _kill_others(pid)
+
+
+def _kill_others(group: int) -> None:
+    """Those that took another user's ids: a signal to the group passes over them (kill(2))."""
+    for pid in psutil.pids():
+        try:
+            if os.getpgid(pid) == group and psutil.Process(pid).uids().real != os.geteuid():
+                send_signal(pid, signal.SIGKILL)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
 
 
 def _crashed(item: pytest.Item, cause: str, started: float, took: float) -> pytest.TestReport:

@@ -288,7 +288,7 @@ def describe_machine(found: Mapping[str, Facility]) -> list[str]:
     there = [f.name for f in found.values() if f.available]
     absent = [f.name for f in found.values() if not f.available]
     lines = [
-        f"kernel {uname.release} ({uname.version}), {libc.architecture()}, "
+        f"kernel {kernel.release()} ({uname.version}), {libc.architecture()}, "
         f"page size {libc.PAGE // 1024} kB, {libc.WORD_BITS} bit",
         f"uid {os.geteuid()}, capabilities: {caps}",
         f"RLIMIT_MEMLOCK: soft {soft}, hard {hard}",

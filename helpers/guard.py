@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import psutil
@@ -116,19 +116,26 @@ def snapshot(name: str) -> dict[str, list[str]]:
     return {title: sorted(read(name)) for title, read in RESOURCES.items()}
 
 
-def differences(before: dict[str, list[str]], name: str, patience: float = 2.0) -> list[str]:
+def differences(
+    before: dict[str, list[str]], name: str, ours: Container[str] = (), patience: float = 2.0
+) -> tuple[list[str], list[str]]:
     """A line for each thing that was not there before, or is not there any more.
 
-    Waits up to ``patience`` seconds for children that are just ending.
+    Second the lines that are not held against the run: settings other than ``ours``, the paths
+    of those that it changed. Waits up to ``patience`` seconds for children that are just ending.
     """
     until = time.monotonic() + patience
     while True:
         now = snapshot(name)
-        lines = []
+        lines: list[str] = []
+        notes: list[str] = []
         for title, was in before.items():
-            lines += [f"{title}: {entry} is new" for entry in now[title] if entry not in was]
+            found = [(entry, "new") for entry in now[title] if entry not in was]
             if title != "child processes":  # a worker that has ended is as it should be
-                lines += [f"{title}: {entry} is gone" for entry in was if entry not in now[title]]
+                found += [(entry, "gone") for entry in was if entry not in now[title]]
+            for entry, how in found:
+                foreign = title == "settings" and entry.partition(" = ")[0] not in ours
+                (notes if foreign else lines).append(f"{title}: {entry} is {how}")
         if not lines or time.monotonic() > until:
-            return lines
+            return lines, notes
         time.sleep(0.05)

@@ -36,6 +36,7 @@ import psutil
 NAME = "memlock-tests"
 RUN_NAME = re.compile(rf"{NAME}-[0-9a-f]{{16}}")
 _ATTEMPTS = 20
+_SETTINGS_FILE = "settings"
 PATIENCE = 10.0
 """Seconds to wait for something the kernel lets go of in its own time."""
 
@@ -158,9 +159,26 @@ class Run:
         """Announce a change of ``kind`` (:data:`UNDO`) before making it: the record's path."""
         if kind not in UNDO:
             raise ValueError(f"unknown kind of record {kind!r}")
+        if kind == "setting":
+            self._note_setting(str(what["path"]))
         name = f"{time.monotonic_ns():020d}-{os.getpid()}.json"
         self._write(name, {"kind": kind, "by": os.getpid(), **what})
         return self.folder / name
+
+    def _note_setting(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        fd = os.open(self.folder / _SETTINGS_FILE, flags, 0o600)
+        try:
+            os.write(fd, f"{path}\n".encode())
+        finally:
+            os.close(fd)
+
+    def settings(self) -> frozenset[str]:
+        """Paths of the settings that this run has changed, undone or not."""
+        try:
+            return frozenset((self.folder / _SETTINGS_FILE).read_text().splitlines())
+        except FileNotFoundError:
+            return frozenset()
 
     @contextmanager
     def recorded(self, kind: str, **what: object) -> Iterator[None]:
@@ -309,6 +327,8 @@ def _undo_folder(what: dict[str, object]) -> None:
 
 SETTINGS = re.compile(
     r"/proc/sys/vm/[a-z_]+"
+    r"|/proc/sys/kernel/(core_pattern|numa_balancing|perf_event_paranoid|randomize_va_space)"
+    r"|/proc/sys/user/max_user_namespaces"
     r"|/sys/kernel/mm/(lru_gen|ksm|transparent_hugepage)/\w+"
     r"|/sys/kernel/mm/transparent_hugepage/hugepages-\d+kB/enabled"
 )

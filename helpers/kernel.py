@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 
 def parse(release: str) -> tuple[int, int, int]:
@@ -18,8 +19,11 @@ def parse(release: str) -> tuple[int, int, int]:
 
 
 def release() -> str:
-    """uname -r."""
-    return os.uname().release
+    """uname -r of this kernel, also under ``setarch --uname-2.6`` (personality(2) UNAME26)."""
+    try:
+        return Path("/proc/sys/kernel/osrelease").read_text().strip()
+    except OSError:
+        return os.uname().release
 
 
 def version() -> tuple[int, int, int]:

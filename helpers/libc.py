@@ -376,7 +376,7 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
     _mount(source.encode(), target.encode(), kind.encode(), flags, options.encode() or None)
 
 
-MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 
 
 def outcome(function: Callable[..., object], *args: object) -> str:

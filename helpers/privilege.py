@@ -18,13 +18,16 @@ from pathlib import Path
 from helpers import libc
 from helpers.observe import status
 
-# include/uapi/linux/capability.h
-CAPABILITIES = {
-    "CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7,
-    "CAP_SETPCAP": 8, "CAP_IPC_LOCK": 14, "CAP_IPC_OWNER": 15, "CAP_SYS_MODULE": 16,
-    "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23, "CAP_SYS_RESOURCE": 24,
-    "CAP_PERFMON": 38, "CAP_BPF": 39, "CAP_CHECKPOINT_RESTORE": 40,
-}  # fmt: skip
+# include/uapi/linux/capability.h, in order of their numbers: all that a kernel from 5.9 on has.
+_NAMES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
+    "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW",
+    "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT",
+    "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD",
+    "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG",
+    "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+)  # fmt: skip
+CAPABILITIES = {f"CAP_{name}": number for number, name in enumerate(_NAMES)}
 NOBODY = 65534
 _PR_CAP_AMBIENT_RAISE = 2
 INFINITE = resource.RLIM_INFINITY
@@ -110,6 +113,21 @@ def lower_effective(*names: str) -> None:
         mask |= _bit(name)
     if now.effective & mask:
         set_capabilities(CapabilitySets(now.effective & ~mask, now.permitted, now.inheritable))
+
+
+def drop(*names: str) -> None:
+    """Give capabilities up for good, in this process and in whatever it executes.
+
+    Out of the bounding, inheritable and ambient sets, and out of those that are held. Raises
+    OSError without CAP_SETPCAP.
+    """
+    for name in names:
+        libc.prctl(libc.PR_CAPBSET_DROP, CAPABILITIES[name], 0, 0, 0)
+    now, mask = capabilities(), 0
+    for name in names:
+        mask |= _bit(name)
+    left = [held & ~mask for held in (now.effective, now.permitted, now.inheritable)]
+    set_capabilities(CapabilitySets(*left))
 
 
 def pass_on(name: str) -> None:

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
+import psutil
+
 from helpers import chain, libc
 
 T = TypeVar("T")
@@ -62,6 +64,33 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def send_signal(pid: int, number: int, group: bool = False) -> None:
+    """Signal a process of ours (or its group) that may have taken another user's ids.
+
+    Without CAP_KILL we may not (kill(2)), but that user may, and whose child can become him
+    can do so again. Raises OSError as the kernel says.
+    """
+    send = os.killpg if group else os.kill
+    try:
+        send(pid, number)
+    except PermissionError as refused:
+        try:
+            user = psutil.Process(pid).uids().real
+        except psutil.Error:
+            raise refused from None
+        helper = os.fork()
+        if helper == 0:
+            status = 1
+            try:
+                os.setresuid(user, user, user)
+                send(pid, number)
+                status = 0
+            finally:
+                os._exit(status)
+        if os.waitpid(helper, 0)[1]:
+            raise
 
 
 def _send(fd: int, value: object) -> None:
@@ -213,7 +242,7 @@ class Child:
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Send a signal and wait for the end: the wait status."""
         if self._status is None:
-            os.kill(self.pid, number)
+            send_signal(self.pid, number)
         return self.wait()
 
     def leave(self) -> int:

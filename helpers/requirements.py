@@ -9,6 +9,8 @@ A requirement is a facility's name (:data:`helpers.facilities.PROBES`), a capabi
                CAP_SYS_RESOURCE lets a case raise it)
 ``limit-infinite``  the soft limit can be set to unlimited (the hard one is)
 ``budget:N``   N pages are within --memory-budget
+``space:N``    N pages of address space are free, and within RLIMIT_AS
+``vmas:N``     N VMAs more are within vm.max_map_count
 ``allow-sysctl``  --allow-sysctl was given
 ``cgroup``, ``swap``, ``swap-area``  set up by :mod:`helpers.pressure.session`
 ``root-user``  the effective user id is 0, whatever the capabilities
@@ -16,19 +18,23 @@ A requirement is a facility's name (:data:`helpers.facilities.PROBES`), a capabi
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from helpers import container, privilege
+from helpers import container, libc, privilege
 from helpers.facilities import PROBES, Facility
 from helpers.libc import PAGE
 
 PRESSURE = ("cgroup", "swap", "swap-area", "allow-sysctl")
 SLACK = 1024
 """Bytes that a limit is advised above what a case locks: what is locked already."""
-AMOUNTS = ("lock", "limit", "budget")
+AMOUNTS = ("lock", "limit", "budget", "space", "vmas")
+_OWN_VMAS = 1000
+"""VMAs that an interpreter may have for itself."""
 PLAIN = ("lock-all", "limit-infinite", "root-user")
 
 
@@ -66,7 +72,8 @@ def base(requirement: str) -> str:
     name, colon, amount = requirement.partition(":")
     if name in AMOUNTS:
         if not (colon and amount.isdigit() and int(amount) > 0):
-            raise UnknownRequirement(f"{name} wants an amount of pages: {name}:8")
+            what = "VMAs" if name == "vmas" else "pages"
+            raise UnknownRequirement(f"{name} wants an amount of {what}: {name}:8")
     elif colon or name not in names():
         raise UnknownRequirement(
             f"unknown requirement {requirement!r}; known: {', '.join(names())}"
@@ -124,6 +131,31 @@ def _limit(name: str, size: int) -> Missing | None:
     )  # fmt: skip
 
 
+def _space(name: str, size: int) -> Missing | None:
+    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+    try:
+        if size > libc.SIZE_MAX:
+            raise OSError(errno.ENOMEM, f"{size} bytes are more than a word counts")
+        libc.munmap(libc.mmap(0, size, libc.PROT_NONE, how), size)
+    except OSError as error:
+        return Missing(
+            name, "no room for a mapping of that size", str(error),
+            "a larger user address space; ulimit -v unlimited",
+        )  # fmt: skip
+    return None
+
+
+def _vmas(name: str, number: int) -> Missing | None:
+    path = Path("/proc/sys/vm/max_map_count")
+    most = int(path.read_text()) if path.exists() else 0
+    if number + _OWN_VMAS <= most:
+        return None
+    return Missing(
+        name, "vm.max_map_count is too low for the case", str(most),
+        f"sysctl vm.max_map_count={number + _OWN_VMAS} or more",
+    )  # fmt: skip
+
+
 def missing(requirement: str, survey: Mapping[str, Facility], budget: int) -> Missing | None:
     """Why the requirement is not met here, or None. ``budget`` is in bytes.
 
@@ -154,6 +186,10 @@ def _missing(
         return _facility("lock-calls", survey) or _limit(requirement, size)
     if name == "limit-infinite":
         return _facility("lock-calls", survey) or _limit(requirement, privilege.INFINITE)
+    if name == "space":
+        return _space(requirement, size)
+    if name == "vmas":
+        return _vmas(requirement, int(requirement.partition(":")[2]))
     if name == "root-user":
         if os.geteuid() == 0:
             return None

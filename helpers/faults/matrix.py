@@ -24,7 +24,6 @@ In memory ``cells`` is {NAME: {NODE ID: OUTCOME}} (:func:`packed`, :func:`unpack
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -33,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers import libc
+from helpers import kernel, libc
 from helpers.faults.catalogue import FAULTS
 from helpers.faults.controls import CONTROLS
 from helpers.report.files import Unreadable, inside, written
@@ -89,7 +88,7 @@ class Matrix:
         """The content of matrix.json."""
         return {
             "format": FORMAT,
-            "kernel": os.uname().release,
+            "kernel": kernel.release(),
             "architecture": libc.architecture(),
             "page_size": libc.PAGE,
             "seconds": round(time.time() - self.begun, 1),

@@ -58,6 +58,7 @@ pressure_key = pytest.StashKey[Pressure]()
 stack_key = pytest.StashKey[ExitStack]()
 before_key = pytest.StashKey[dict[str, list[str]]]()
 problems_key = pytest.StashKey[list[str]]()
+notes_key = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -130,8 +131,8 @@ def _begin(config: pytest.Config) -> Pressure:
     except OSError as error:
         made.facilities["cgroup"] = _missing(
             "cgroup", "no memory cgroup can be made", error.strerror or str(error),
-            "run as root, or delegate one: systemd-run --scope -p Delegate=yes, and name it by "
-            "--cgroup",
+            "run as root with CAP_DAC_OVERRIDE, or delegate one: systemd-run --scope "
+            "-p Delegate=yes, and name it by --cgroup",
         )  # fmt: skip
     try:
         made.area = stack.enter_context(swap.area(run, SWAP_SIZE, config.getoption("--swap-dir")))
@@ -139,7 +140,7 @@ def _begin(config: pytest.Config) -> Pressure:
         made.facilities["swap"] = Facility("swap", True)
     except OSError as error:
         why = error.strerror or str(error)
-        remedy = "pass --swap-dir on ext4 or xfs, as root"
+        remedy = "pass --swap-dir on ext4 or xfs, as root with CAP_SYS_ADMIN"
         made.facilities["swap-area"] = _missing("swap-area", "no swap area of ours", why, remedy)
         made.facilities["swap"] = (
             Facility("swap", True)
@@ -230,10 +231,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if stack_key not in config.stash:
         return
     made = config.stash[pressure_key]
+    changed = made.run.settings()
     config.stash[stack_key].close()
     problems = config.stash[problems_key]
     if before_key in config.stash:
-        problems += guard.differences(config.stash[before_key], made.run.name)
+        lines, config.stash[notes_key] = guard.differences(
+            config.stash[before_key], made.run.name, changed
+        )
+        problems += lines
     if problems and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -258,6 +263,8 @@ def pytest_terminal_summary(
     if made is not None and (made.parent or made.area):
         for line in described(made):
             terminalreporter.write_line(line)
+    for line in config.stash.get(notes_key, []):
+        terminalreporter.write_line(f"changed by somebody else meanwhile: {line}")
     if problems := config.stash.get(problems_key, []):
         terminalreporter.section("the machine is not as it was found", "=")
         for line in problems:

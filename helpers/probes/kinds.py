@@ -254,7 +254,9 @@ def _perf_user() -> None:
         try:
             privilege.become()
         except OSError as error:
-            raise Unavailable("another user's ids cannot be taken", str(error), ROOT) from None
+            raise Unavailable(
+                "another user's ids cannot be taken", str(error), f"{ROOT}: CAP_SETUID, CAP_SETGID"
+            ) from None
     try:
         perf.free_kb()
         os.close(perf.counter())

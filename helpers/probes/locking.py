@@ -109,7 +109,8 @@ def _user_namespace() -> None:
     except OSError as error:
         raise Unavailable(
             "a user namespace cannot be made", str(error),
-            "sysctl user.max_user_namespaces > 0, no chroot, no seccomp filter on unshare(2)",
+            "sysctl user.max_user_namespaces > 0, no chroot, no seccomp filter on unshare(2), "
+            "as root with CAP_SETFCAP",
         ) from None  # fmt: skip
 
 
@@ -199,18 +200,6 @@ def _map_vdso() -> None:
         raise Unavailable(
             "the vdso cannot be mapped again", str(error),
             "x86-64 with CONFIG_CHECKPOINT_RESTORE=y",
-        ) from None  # fmt: skip
-
-
-def _huge_range() -> None:
-    size = (1 << 32) * PAGE
-    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
-    try:
-        libc.munmap(libc.mmap(0, size, libc.PROT_NONE, how), size)
-    except OSError as error:
-        raise Unavailable(
-            "no room for a mapping of 2^32 pages", str(error),
-            "a larger user address space; ulimit -v unlimited",
         ) from None  # fmt: skip
 
 
@@ -369,7 +358,6 @@ PROBES: dict[str, Callable[[], None]] = {
     "mseal": _mseal,
     "sysv-shm": _sysv_shm,
     "map-vdso": _map_vdso,
-    "huge-range": _huge_range,
     "hugetlb": _hugetlb,
     "secretmem": _secretmem,
     "io-uring": _io_uring,

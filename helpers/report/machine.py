@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from helpers import libc, privilege
+from helpers import kernel, libc, privilege
 from helpers.observe import status
 
 CONFIG_FACTS = (
@@ -35,7 +35,7 @@ def config_facts() -> dict[str, str]:
     try:
         text = gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
     except OSError:
-        text = _text(f"/boot/config-{os.uname().release}")
+        text = _text(f"/boot/config-{kernel.release()}")
     pairs = (line.partition("=")[::2] for line in text.splitlines() if line.startswith("CONFIG_"))
     return {name: value for name, value in pairs if name in CONFIG_FACTS}
 
@@ -77,7 +77,7 @@ def describe() -> dict[str, object]:
     held = privilege.capabilities().effective
     return {
         "kernel": {
-            "release": uname.release,
+            "release": kernel.release(),
             "version": uname.version,
             "cmdline": _text("/proc/cmdline"),
             "config": config_facts(),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers import evidence, gating, libc, series
+from helpers import evidence, gating, kernel, libc, series
 from helpers.report.verdicts import Behaviour, Verdict, gather
 
 behaviours_key = pytest.StashKey[dict[str, Behaviour]]()
@@ -53,7 +53,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
     uname = os.uname()
     properties = dict(item.user_properties)
     report.sections.append(("Behaviour", str(properties.get("statement", ""))))
-    report.sections.append(("Kernel", f"{uname.release} {uname.version} {uname.machine}"))
+    report.sections.append(("Kernel", f"{kernel.release()} {uname.version} {uname.machine}"))
     if "known" in properties:
         report.sections.append(("Known elsewhere", str(properties["known"])))
     if evidence.records:
@@ -76,7 +76,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not behaviours:
         return
     write = terminalreporter.write_line
-    terminalreporter.section(f"memory locking on Linux {os.uname().release}", "=")
+    terminalreporter.section(f"memory locking on Linux {kernel.release()}", "=")
     for line in table(behaviours):
         write(line)
     for title, lines in (

@@ -23,7 +23,13 @@ def lock_nothing_resident(region):
     libc.outcome(libc.mlock2, region.addr, region.size, libc.MLOCK_ONFAULT)
 
 
-@pytest.mark.parametrize("pages", [(1 << 16) + 3, (1 << 19) + 5, (1 << 20) + 1])
+@pytest.mark.parametrize(
+    "pages",
+    [
+        pytest.param(pages, marks=pytest.mark.needs(f"space:{pages}"))
+        for pages in ((1 << 16) + 3, (1 << 19) + 5, (1 << 20) + 1)
+    ],
+)
 def test_large_lock_is_counted_in_full(pages):
     """A lock of gigabytes of address space, none of it resident, is counted to the page, and
     so is what is unlocked and unmapped of it."""
@@ -39,7 +45,7 @@ def test_large_lock_is_counted_in_full(pages):
     assert account.pages(Region(region.end - PAGE, PAGE)) == "F", "and one at the tail"
 
 
-@pytest.mark.needs("huge-range")
+@pytest.mark.needs(f"space:{1 << 32}")
 @pytest.mark.deviation("huge-lock-overflows")
 def test_lock_of_four_gigapages_is_counted():
     """A lock of 2^32 pages counts them all."""

@@ -34,7 +34,7 @@ def refused(bare, pages, *args):
     return "ok"
 
 
-@pytest.mark.needs("lock-all")
+@pytest.mark.needs("lock-all", f"space:{HUGE // PAGE}")
 def test_huge_mapping_locked_on_fault_is_counted_whole():
     """Under MCL_FUTURE with MCL_ONFAULT a mapping larger than memory is lo and counted whole,
     costs nothing, and is given back whole."""

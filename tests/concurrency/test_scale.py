@@ -12,7 +12,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.needs("lock:8000", "budget:8000", "map-count")
+@pytest.mark.needs("lock:8000", "budget:8000", "vmas:8000")
 def test_thousands_of_vmas_are_each_counted():
     """A lock over 8,000 VMAs of alternating protection locks, counts and populates each, and
     one munlock of it all unlocks each."""

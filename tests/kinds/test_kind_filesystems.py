@@ -18,18 +18,13 @@ pytestmark = [
     pytest.mark.source("mlock(2)", "unevictable-lru.rst"),
 ]
 FLAGS = pytest.mark.needs("kpageflags")
+OVERLAY = pytest.mark.needs("CAP_DAC_OVERRIDE")  # into its work folder, of mode 0
 ALL = ["tmpfs", "ramfs", "overlay", "ext4", "xfs", "btrfs"]
-ON_LOOP = {"ext4", "xfs", "btrfs"}
+MARKS = {"overlay": OVERLAY} | {k: pytest.mark.needs(f"mkfs-{k}") for k in ("ext4", "xfs", "btrfs")}
 
 
 def kinds(*names):
-    return pytest.mark.parametrize(
-        "kind",
-        [
-            pytest.param(n, marks=pytest.mark.needs(f"mkfs-{n}") if n in ON_LOOP else ())
-            for n in names
-        ],
-    )
+    return pytest.mark.parametrize("kind", [pytest.param(n, marks=MARKS.get(n, ())) for n in names])
 
 
 def mounted(kind):
@@ -135,6 +130,7 @@ def test_pages_of_ramfs_are_unevictable_with_and_without_a_lock():
             assert seen.having(pagemap.UNEVICTABLE) == N, "but unevictable"
 
 
+@OVERLAY
 def test_copy_up_leaves_the_locked_lower_file():
     """A file of an overlay's lower layer that is locked stays so when a writer has it copied up:
     the mapping keeps its pages."""

@@ -202,7 +202,7 @@ def test_advice_from_outside_takes_no_locked_page(advice, answer, flags):
             assert mlocked(region, child.pid) == "1" * N, "mlocked"
 
 
-@pytest.mark.needs("process-madvise", "collapse", "kpageflags")
+@pytest.mark.needs("process-madvise", "CAP_SYS_NICE", "collapse", "kpageflags")
 @pytest.mark.needs(f"lock:{thp.PAGES}", f"budget:{thp.PAGES}")
 def test_collapse_from_outside_keeps_the_lock():
     """process_madvise(MADV_COLLAPSE) by another process makes a mlocked huge page of locked small

@@ -1,5 +1,7 @@
 """SysV shared memory and SHM_LOCK: the segment is locked, not a mapping; a user's quota pays."""
 
+import os
+
 import pytest
 
 from helpers import libc, lru, privilege, process, sysv
@@ -320,7 +322,8 @@ def as_namespace_root(limit):
     """In a child: root of a new user namespace with IPC of its own; answers by segment size."""
     privilege.set_memlock(limit * PAGE)
     if privilege.has("CAP_SETUID"):
-        privilege.become(sysv.spare_user(), sysv.spare_user())
+        user = sysv.spare_user()  # a quota of its own; its groups do not matter
+        os.setresuid(user, user, user)
         libc.prctl(libc.PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's
     privilege.enter_user_namespace()
     libc.unshare(libc.CLONE_NEWIPC)

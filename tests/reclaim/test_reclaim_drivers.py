@@ -101,7 +101,7 @@ def advise_other(fd, region, advice):
     return libc.outcome(libc.syscall, "process_madvise", fd, vector, 1, advice, 0)
 
 
-@pytest.mark.needs("swap", "pageout", "process-madvise")
+@pytest.mark.needs("swap", "pageout", "process-madvise", "CAP_SYS_NICE")
 @pytest.mark.source("process_madvise(2)")
 def test_pageout_by_another_process_spares_what_is_locked(pressure):
     """process_madvise(MADV_PAGEOUT) from outside takes unlocked memory, never locked memory."""

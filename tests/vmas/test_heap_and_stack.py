@@ -1,10 +1,9 @@
 """[heap] and [stack], and every other VMA that a process finds itself with."""
 
-import ctypes
-
 import pytest
 
 from helpers import libc, process
+from helpers.bare import Bare
 from helpers.libc import MCL_FUTURE, MCL_ONFAULT, PAGE
 from helpers.memory import Region
 from helpers.observe import maps, status
@@ -18,59 +17,56 @@ MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
 by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
 
 
-def act(region, way):
+def act(region, way, call=libc.syscall):
     if way == "mlock":
-        libc.mlock(region.addr, region.size)
+        call("mlock", region.addr, region.size)
     elif way == "onfault":
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        call("mlock2", region.addr, region.size, libc.MLOCK_ONFAULT)
     else:
-        libc.munlock(region.addr, region.size)
+        call("munlock", region.addr, region.size)
 
 
-def layout(region):
-    return maps.layout(region.addr, region.end, PAGE)
+def layout(region, pid="self"):
+    return maps.layout(region.addr, region.end, PAGE, pid)
 
 
-def names(region):
-    return {v.name for v in maps.vmas(low=region.addr, high=region.end)}
+def names(region, pid):
+    return {v.name for v in maps.vmas(pid, region.addr, region.end)}
 
 
-_sbrk = ctypes.CDLL(None).sbrk
-_sbrk.argtypes, _sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
-
-
-def grow_heap(pages):
-    """Whole new pages at the end of the heap.
-
-    By the C library's sbrk, so that malloc knows of them and allocates behind them.
-    """
-    start = -(-_sbrk(0) // PAGE) * PAGE
-    _sbrk(start + pages * PAGE - _sbrk(0))
+def grow_heap(bare, pages):
+    """Whole new pages at the end of the heap. An interpreter's is moved by its malloc."""
+    start = -(-bare.call("brk", 0) // PAGE) * PAGE
+    end = bare.call("brk", start + pages * PAGE)
+    assert end == start + pages * PAGE, "control: the heap grew"
     return Region(start, pages * PAGE)
 
 
 def lock_parts_of_heap(way):
-    heap = grow_heap(8)
-    heap.touch()
-    shapes, labels = [], set()
-    for first, end, what in (
-        (2, 5, way),
-        (5, 8, way),
-        (3, 4, "munlock"),
-        (0, 8, way),
-        (0, 8, "munlock"),
-    ):
-        act(heap.sub(first, end - first), what)
-        shapes.append(layout(heap))
-        labels |= names(heap)
-    return shapes, labels
+    with Bare() as bare:
+        heap = grow_heap(bare, 8)
+        for page in range(8):
+            bare.store(heap.at(page))
+        shapes, labels = [], set()
+        for first, end, what in (
+            (2, 5, way),
+            (5, 8, way),
+            (3, 4, "munlock"),
+            (0, 8, way),
+            (0, 8, "munlock"),
+        ):
+            act(heap.sub(first, end - first), what, bare.call)
+            shapes.append(layout(heap, bare.pid))
+            labels |= names(heap, bare.pid)
+        return shapes, labels
 
 
+@pytest.mark.needs("bare-process")
 @by_way
 def test_heap_splits_and_merges_by_its_locks(way):
     """Locks of parts of the heap split its VMA as they do any other, each piece is named
     [heap], and with all of it unlocked the heap is one VMA again."""
-    shapes, labels = process.run(lambda: lock_parts_of_heap(way))
+    shapes, labels = lock_parts_of_heap(way)
     mark = MARK[way]
     assert shapes == [
         [(0, 2, ""), (2, 5, mark), (5, 8, "")],
@@ -83,26 +79,29 @@ def test_heap_splits_and_merges_by_its_locks(way):
 
 
 def grow_behind_lock(way, flags):
-    heap = grow_heap(4)
-    heap.touch()
-    act(heap.sub(2, 2), way)
-    if flags:
-        libc.mlockall(flags)
-    more = grow_heap(4)
-    whole = Region(heap.addr, more.end - heap.addr)
-    return layout(whole), names(whole), heap.end == more.addr
+    with Bare() as bare:
+        heap = grow_heap(bare, 4)
+        for page in range(4):
+            bare.store(heap.at(page))
+        act(heap.sub(2, 2), way, bare.call)
+        if flags:
+            bare.call("mlockall", flags)
+        more = grow_heap(bare, 4)
+        whole = Region(heap.addr, more.end - heap.addr)
+        return layout(whole, bare.pid), names(whole, bare.pid), heap.end == more.addr
 
 
+@pytest.mark.needs("bare-process")
 @by_way
 def test_heap_grown_behind_a_lock_is_not_locked(way):
     """brk that extends a heap whose end is locked adds an unlocked VMA behind it."""
-    shape, labels, adjoins = process.run(lambda: grow_behind_lock(way, 0))
+    shape, labels, adjoins = grow_behind_lock(way, 0)
     assert adjoins is True, "the heap grew at its end"
     assert shape == [(0, 2, ""), (2, 4, MARK[way]), (4, 8, "")], "the growth is not locked"
     assert labels == {"[heap]"}, "name of every piece"
 
 
-@pytest.mark.needs("lock-all")
+@pytest.mark.needs("lock-all", "bare-process")
 @pytest.mark.parametrize(
     ("way", "flags"),
     [("mlock", MCL_FUTURE), ("onfault", MCL_FUTURE | MCL_ONFAULT)],
@@ -111,7 +110,7 @@ def test_heap_grown_behind_a_lock_is_not_locked(way):
 def test_heap_grown_under_future_extends_the_locked_end(way, flags):
     """Under MCL_FUTURE brk adds locked memory, which becomes one VMA with a locked end of the
     heap; what of the heap was unlocked stays so."""
-    shape, labels, adjoins = process.run(lambda: grow_behind_lock(way, flags))
+    shape, labels, adjoins = grow_behind_lock(way, flags)
     assert adjoins is True, "the heap grew at its end"
     assert shape == [(0, 2, ""), (2, 8, MARK[way])], "one locked VMA"
     assert labels == {"[heap]"}, "name of every piece"
