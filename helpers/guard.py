@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from helpers import timeouts
 from helpers.pressure import swap
 
 _SETTINGS = (
@@ -121,7 +122,7 @@ def differences(before: dict[str, list[str]], name: str, patience: float = 2.0) 
 
     Waits up to ``patience`` seconds for children that are just ending.
     """
-    until = time.monotonic() + patience
+    until = timeouts.until(patience)
     while True:
         now = snapshot(name)
         lines = []

@@ -13,7 +13,6 @@ import signal
 from pathlib import Path
 
 _PROT_WRITE, _MAP_PRIVATE = 2, 2
-_ROOM = 64 << 20  # the most that the interpreter or the C library asks for at once
 _GROWING = {"mmap": 1, "mmap64": 1, "mremap": 2, "mprotect": 1}
 """Calls that may meet RLIMIT_AS or RLIMIT_DATA, and which argument is the length."""
 
@@ -32,7 +31,8 @@ SIGNALS: dict[int, str] = {
 }
 """Signals that the kernel sends for a limit alone."""
 
-_GIVEN = {r: resource.getrlimit(r)[0] for r in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
+_COMMANDS = {resource.RLIMIT_AS: "ulimit -v", resource.RLIMIT_DATA: "ulimit -d"}
+_GIVEN = {limit: resource.getrlimit(limit)[0] for limit in _COMMANDS}
 
 
 class SetupError(OSError):
@@ -59,10 +59,14 @@ def reason(error: BaseException) -> str:
         if error.strerror == os.strerror(error.errno):
             return f"{error.strerror}: {_advised(error.errno)}"
     elif isinstance(error, MemoryError):
-        if why := _refused(_ROOM, True):
-            return f"the interpreter has no memory: {why}"
+        # How much it asked for is not known, so that the limit is there must do.
+        for limit, command in _COMMANDS.items():
+            if (size := _GIVEN[limit]) != resource.RLIM_INFINITY:
+                return f"the interpreter has no memory: {command} is {size >> 10} kB; wants more"
     elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return f"no new thread; {_PROCESSES}"
+    elif error.__cause__ is not None and not isinstance(error, AssertionError):
+        return reason(error.__cause__)
     return ""
 
 
@@ -100,10 +104,10 @@ def _refused(length: int, data: bool, pid: int = 0, mapped: bool = False) -> str
 
     ``data``: they are private and writable; ``mapped``: they are there already.
     """
-    kinds = [] if mapped else [(resource.RLIMIT_AS, "VmSize", "ulimit -v")]
-    kinds += [(resource.RLIMIT_DATA, "VmData", "ulimit -d")] if data else []
-    for limit, field, command in kinds:
-        size = _GIVEN[limit]
+    kinds = [] if mapped else [(resource.RLIMIT_AS, "VmSize")]
+    kinds += [(resource.RLIMIT_DATA, "VmData")] if data else []
+    for limit, field in kinds:
+        size, command = _GIVEN[limit], _COMMANDS[limit]
         if size == resource.RLIM_INFINITY:
             continue
         try:
