@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import timeouts
 from helpers.report import formats, result
 from helpers.report.verdicts import Behaviour, Verdict
 
@@ -24,7 +25,7 @@ def report(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-m", "helpers.report", *map(str, arguments)],
         cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=50, check=False,
+        capture_output=True, text=True, timeout=timeouts.scaled(50), check=False,
     )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def test_two():
     )
     with subprocess.Popen(suite.command("--report", "out"), cwd=suite.path,
                           stdout=subprocess.DEVNULL) as run:  # fmt: skip
-        until = time.monotonic() + 30
+        until = timeouts.until(30)
         while not (suite.path / "reached").exists() and time.monotonic() < until:
             time.sleep(0.02)
         run.send_signal(signal.SIGKILL)
