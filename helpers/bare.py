@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 import struct
-import time
 from collections.abc import Callable
 from types import TracebackType
 
-from helpers import libc, privilege, process
+from helpers import libc, privilege, process, scarce
 from helpers.libc import PAGE
 from helpers.observe import maps
+from helpers.timeouts import Deadline, scaled
 
 # The program, the same on each architecture (here in the words of x86_64):
 #
@@ -116,7 +115,7 @@ class Bare:
         os.write(image, _image())
         parent = os.getpid()
         self._status: int | None = None
-        self.pid = os.fork()
+        self.pid = scarce.fork()
         if self.pid == 0:
             try:
                 process.die_with_parent(parent)
@@ -143,9 +142,7 @@ class Bare:
         return struct.unpack(f"={requests}q", data)
 
     def _some(self, size: int) -> bytes:
-        until = time.monotonic() + process.DEADLINE
-        ready, _, _ = select.select([self._answers], [], [], max(0.0, until - time.monotonic()))
-        if not ready:
+        if not Deadline(self.pid, scaled(process.DEADLINE)).wait([self._answers]):
             self.kill()
             raise process.ChildHung(f"bare process {self.pid} gave no answer")
         data = os.read(self._answers, size)
@@ -169,7 +166,10 @@ class Bare:
         value = self._ask(number, args, payload)
         if -4096 < value < 0:
             shown = ", ".join(hex(a) for a in args)
-            raise OSError(-value, f"{name}({shown}): {os.strerror(-value)}")
+            text = f"{name}({shown}): {os.strerror(-value)}"
+            if why := scarce.of_call(name, args, -value, self.pid):
+                raise scarce.SetupError(-value, f"{text}; {why}")
+            raise OSError(-value, text)
         return value & libc.ULONG_MAX
 
     def calls(self, name: str, *each: tuple[int, ...]) -> None:

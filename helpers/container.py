@@ -15,10 +15,11 @@ _DISK = "-v DIR:/data with DIR on ext4, xfs or btrfs, and --file-dir=/data"
 _SECCOMP = "--security-opt seccomp=unconfined"
 
 # Requirement → options of `podman run` and `docker run`. {bytes}: a limit that is enough;
-# {native}: what the kernel or the machine must offer besides; {user}: for others than root.
+# {native}: what the kernel or the machine must offer besides; {user}: for others than root;
+# {added}: the same where what is added becomes effective for root alone (podman makes it ambient).
 _OCI = {
-    "lock": "--cap-add IPC_LOCK or --ulimit memlock={bytes}",
-    "lock-all": "--cap-add IPC_LOCK or --ulimit memlock=-1",
+    "lock": "{added}--cap-add IPC_LOCK or --ulimit memlock={bytes}",
+    "lock-all": "{added}--cap-add IPC_LOCK or --ulimit memlock=-1",
     "lock-calls": _SECCOMP,
     "limit": "--ulimit memlock={bytes}",
     "limit-infinite": "--ulimit memlock=-1",
@@ -47,6 +48,21 @@ _NSPAWN = {
     "disk-file": "--bind=DIR:/data with DIR on ext4, xfs or btrfs, and --file-dir=/data",
     "hugetlb": "on the host: {native}",
 }
+
+
+_RIGHTS = {
+    "lock": "CAP_IPC_LOCK", "lock-all": "CAP_IPC_LOCK", "pfn": "CAP_SYS_ADMIN",
+    "kpageflags": "CAP_SYS_ADMIN", "kpagecount": "CAP_SYS_ADMIN",
+}  # fmt: skip
+"""Requirement → the capability that it is about."""
+
+
+def _bounding_only(name: str) -> bool:
+    return (
+        privilege.in_initial_user_namespace()
+        and not privilege.has(name)
+        and privilege.short_of(name) == "bounding"
+    )
 
 
 def engine() -> str:
@@ -85,11 +101,21 @@ def remedy(requirement: str, native: str, size: int = 0, inside: str | None = No
         return native
     name = requirement.partition(":")[0]
     user = "--user 0 " if os.geteuid() else ""
-    if name in privilege.CAPABILITIES:
+    right = name if name in privilege.CAPABILITIES else _RIGHTS.get(name, "")
+    if user and right and options is _OCI and _bounding_only(right):
+        short = right.removeprefix("CAP_").lower()
+        text = (
+            f"--user 0 ({right} is in the bounding set only: for another user it must be ambient, "
+            f"or a file capability of the program, setcap cap_{short}+ep)"
+        )
+        if name in {"lock", "lock-all"}:
+            text += f" or --ulimit memlock={size if name == 'lock' else -1}"
+    elif name in privilege.CAPABILITIES:
         short = name.removeprefix("CAP_")
         text = f"--capability={name}" if options is _NSPAWN else f"{user}--cap-add {short}"
     elif name in options:
-        text = options[name].format(bytes=size, native=native, user=user)
+        added = user if inside == "docker" else ""
+        text = options[name].format(bytes=size, native=native, user=user, added=added)
     else:
         return native
     rootless = "" if privilege.in_initial_user_namespace() else ", in a container that root starts"

@@ -14,18 +14,17 @@ import gc
 import json
 import os
 import resource
-import select
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, Literal, Protocol
 
 import psutil
 import pytest
 from _pytest.runner import runtestprotocol
 
-from helpers import evidence, libc, privilege, series
+from helpers import evidence, libc, privilege, scarce, series, timeouts
 from helpers.pressure import session
 from helpers.process import send_signal, signal_name
 
@@ -58,8 +57,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="time a case may take before its process group is killed (default 60)",
+        help="time a case may idle before its process group is killed (default 60)",
     )
+    group.addoption(
+        "--timeout-multiplier",
+        metavar="N",
+        help="wait N times as long for everything, on a slow machine or kernel "
+        f"(default: {timeouts.VARIABLE}, or 1)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    option = config.getoption("--timeout-multiplier")
+    name, text = "--timeout-multiplier", option
+    if option is None:
+        name, text = timeouts.VARIABLE, os.environ.get(timeouts.VARIABLE, "1")
+    try:
+        timeouts.multiplier(text)
+    except ValueError as error:
+        raise pytest.UsageError(f"memlock-tests: {name}: {error}") from None
+    os.environ[timeouts.VARIABLE] = text  # of workers, and of programs we execute
+    scarce.raise_soft_limits()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -90,7 +109,11 @@ def in_child(item: pytest.Item) -> list[pytest.TestReport]:
     deadline = float(marker.args[0] if marker else item.config.getoption("--deadline"))
     started = time.time()
     begun = time.monotonic()
-    message, cause = _forked(item, deadline, _reports)
+    try:
+        message, cause = _forked(item, timeouts.scaled(deadline), _reports)
+    except scarce.SetupError as error:
+        why = f"{NOT_SET_UP}: {error.strerror}"
+        return [_crashed(item, why, started, time.monotonic() - begun, "setup")]
     if message is None:
         return [_crashed(item, cause, started, time.monotonic() - begun)]
     return [_report(item, fields) for fields in message]
@@ -102,20 +125,33 @@ def outcome_in_child(item: pytest.Item, deadline: float) -> str:
     Most of what a failed case costs is its report: who runs a case under one fault after the
     other wants the word alone (a third of the time).
     """
-    message, _ = _forked(item, deadline, _outcome)
+    message, _ = _forked(item, timeouts.scaled(deadline), _outcome, idle_only=False)
     return "failed" if message is None else str(message)
 
 
 def _forked(
-    item: pytest.Item, deadline: float, protocol: Callable[[pytest.Item], object]
+    item: pytest.Item,
+    deadline: float,
+    protocol: Callable[[pytest.Item], object],
+    idle_only: bool = True,
 ) -> tuple[Any, str]:
-    """What ``protocol`` makes of the case in a child; None and why if it had no chance to say."""
+    """What ``protocol`` makes of the case in a child; None and why if it had no chance to say.
+
+    Raises SetupError where there can be no child, or a limit of the run ended it.
+    """
     watch = item.config.stash.get(watch_key, None)
-    read_end, write_end = os.pipe()
-    begun = time.monotonic()
+    try:
+        read_end, write_end = os.pipe()
+    except OSError as error:
+        raise scarce.SetupError(error.errno, scarce.reason(error) or error.strerror) from None
     if watch:
         watch.forking()
-    pid = os.fork()
+    try:
+        pid = scarce.fork()
+    except scarce.SetupError:
+        os.close(read_end)
+        os.close(write_end)
+        raise
     if pid == 0:
         _child(item, read_end, write_end, protocol)
     os.close(write_end)
@@ -124,7 +160,8 @@ def _forked(
     try:
         if watch:
             watch.forked(pid)
-        data, hung = _collect(pid, read_end, begun + deadline)
+        until = timeouts.Deadline(pid, deadline, idle_only=idle_only)
+        data, hung = _collect(pid, read_end, until)
     finally:
         os.close(read_end)
         status = _end(pid)
@@ -132,12 +169,16 @@ def _forked(
             watch.ended()
         session.after_case(item, pid)
     if len(data) > _LENGTH:
-        message, cause = json.loads(data[_LENGTH:])
+        message, cause, scarcity = json.loads(data[_LENGTH:])
+        if scarcity:
+            raise scarce.SetupError(0, scarcity)
         if not cause:
             return message, ""
         cause = f"the case {cause}"
     elif hung:
         cause = f"the case hung: killed with its process group at its deadline of {deadline:g} s"
+    elif os.WIFSIGNALED(status) and (lacking := scarce.SIGNALS.get(os.WTERMSIG(status))):
+        raise scarce.SetupError(0, f"{signal_name(os.WTERMSIG(status))}: wants {lacking}")
     elif os.WIFSIGNALED(status):
         cause = f"the case was killed by {signal_name(os.WTERMSIG(status))}"
         if os.WTERMSIG(status) == signal.SIGKILL:
@@ -145,6 +186,19 @@ def _forked(
     else:
         cause = f"the case left by os._exit({os.WEXITSTATUS(status)}) before its report"
     return None, cause
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, Any, None]:
+    """A case that ran out of something is no failure of the kernel's, but a broken set-up."""
+    outcome = yield
+    report: pytest.TestReport = outcome.get_result()
+    if report.when == "call" and call.excinfo and (why := scarce.reason(call.excinfo.value)):
+        report.when, report.outcome = "setup", "failed"
+        report.longrepr = f"{NOT_SET_UP}: {why}"
+
+
+NOT_SET_UP = "the case could not be set up"
 
 
 def _report(item: pytest.Item, fields: dict[str, Any]) -> pytest.TestReport:
@@ -198,13 +252,17 @@ def _child(
         calm()
         evidence.records.clear()
         series.restart()
-        message: tuple[object, str]
+        message: tuple[object, str, str]
         try:
-            message = protocol(item), ""
+            message = protocol(item), "", ""
         except pytest.exit.Exception as end:
-            message = None, f"ended by pytest.exit: {end}"
+            message = None, f"ended by pytest.exit: {end}", ""
         except KeyboardInterrupt:
-            message = None, "ended by KeyboardInterrupt"
+            message = None, "ended by KeyboardInterrupt", ""
+        except Exception as error:  # pytest itself had not enough for its report
+            if not (why := scarce.reason(error)):
+                raise
+            message = None, "", why
         if os.getpid() != pid:
             os._exit(70)  # a fork in the case came back here: never a second pytest
         text = json.dumps(message, default=repr).encode(errors="surrogateescape")
@@ -232,7 +290,7 @@ def calm() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
-def _collect(pid: int, read_end: int, until: float) -> tuple[bytes, bool]:
+def _collect(pid: int, read_end: int, until: timeouts.Deadline) -> tuple[bytes, bool]:
     """Bytes the child sent, and whether it was still silent at the deadline."""
     try:
         # Its descriptor tells of the end even when a grandchild holds the pipe open.
@@ -243,7 +301,7 @@ def _collect(pid: int, read_end: int, until: float) -> tuple[bytes, bool]:
     data, size = b"", -1
     try:
         while size < 0 or len(data) < size:
-            ready, _, _ = select.select(watched, [], [], max(0.0, until - time.monotonic()))
+            ready = until.wait(watched)
             if not ready:
                 return b"", True
             if read_end in ready:
@@ -298,7 +356,13 @@ def _kill_others(group: int) -> None:
             continue
 
 
-def _crashed(item: pytest.Item, cause: str, started: float, took: float) -> pytest.TestReport:
+def _crashed(
+    item: pytest.Item,
+    cause: str,
+    started: float,
+    took: float,
+    when: Literal["setup", "call"] = "call",
+) -> pytest.TestReport:
     path, line, _ = item.location
     sections = []
     capture: Any = item.config.pluginmanager.getplugin("capturemanager")
@@ -310,8 +374,8 @@ def _crashed(item: pytest.Item, cause: str, started: float, took: float) -> pyte
         location=item.location,
         keywords=dict.fromkeys(item.keywords, 1),
         outcome="failed",
-        longrepr=f"{path}:{(line or 0) + 1}: {cause}",
-        when="call",
+        longrepr=cause if when == "setup" else f"{path}:{(line or 0) + 1}: {cause}",
+        when=when,
         sections=sections,
         duration=took,
         start=started,

@@ -18,7 +18,17 @@ from typing import Any
 import psutil
 import pytest
 
-from helpers import deviations, facilities, forked, kernel, libc, requirements
+from helpers import (
+    deviations,
+    facilities,
+    forked,
+    kernel,
+    libc,
+    memory,
+    mounts,
+    requirements,
+    scarce,
+)
 from helpers.facilities import Facility
 from helpers.pressure import session
 
@@ -53,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--file-dir",
         metavar="DIR",
         help="where file-backed cases keep their files; wants a disk file system "
-        "(default: the temporary folder)",
+        "(default: /var/tmp, the temporary folder or the current one, the first on a disk)",
     )
     group.addoption(
         "--model-steps",
@@ -100,13 +110,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--model-steps") <= 0:
         raise pytest.UsageError("memlock-tests: --model-steps wants a number above 0")
     config.stash[budget_key] = budget(config.getoption("--memory-budget"))
-    if directory := config.getoption("--file-dir"):
-        if not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
-            raise pytest.UsageError(
-                f"memlock-tests: --file-dir {directory} is not a folder we can write to; "
-                "name one that is"
-            )
-        tempfile.tempdir = os.path.abspath(directory)
+    directory, handed = config.getoption("--file-dir"), _worker_input(config)
+    try:
+        memory.file_dir = (
+            memory.find_file_dir(directory) if handed is None else handed["memlock_file_dir"]
+        )
+    except OSError as error:
+        raise pytest.UsageError(
+            f"memlock-tests: --file-dir {directory} is not a folder we can write to "
+            f"({scarce.reason(error) or error.strerror}); name one that is"
+        ) from None
     check_writable(config.getoption("xmlpath", None), "--junitxml")
 
 
@@ -179,6 +192,7 @@ def pytest_configure_node(node: Any) -> None:
     """xdist: hand the survey to a worker."""
     rows = [dataclasses.asdict(f) for f in survey(node.config).values()]
     node.workerinput["memlock_survey"] = json.dumps(rows)
+    node.workerinput["memlock_file_dir"] = memory.file_dir
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -285,6 +299,7 @@ def describe_machine(found: Mapping[str, Facility]) -> list[str]:
         " ".join(held) or "none"
     )  # fmt: skip
     uname = os.uname()
+    folder = memory.file_dir or tempfile.gettempdir()
     there = [f.name for f in found.values() if f.available]
     absent = [f.name for f in found.values() if not f.available]
     lines = [
@@ -292,6 +307,7 @@ def describe_machine(found: Mapping[str, Facility]) -> list[str]:
         f"page size {libc.PAGE // 1024} kB, {libc.WORD_BITS} bit",
         f"uid {os.geteuid()}, capabilities: {caps}",
         f"RLIMIT_MEMLOCK: soft {soft}, hard {hard}",
+        f"files on {mounts.filesystem(folder) or 'an unknown file system'}, in {folder}",
         f"facilities: {' '.join(there) or 'none'}",
     ]
     if absent:

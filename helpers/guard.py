@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from helpers import timeouts
 from helpers.pressure import swap
 
 _SETTINGS = (
@@ -124,7 +125,7 @@ def differences(
     Second the lines that are not held against the run: settings other than ``ours``, the paths
     of those that it changed. Waits up to ``patience`` seconds for children that are just ending.
     """
-    until = time.monotonic() + patience
+    until = timeouts.until(patience)
     while True:
         now = snapshot(name)
         lines: list[str] = []

@@ -33,6 +33,8 @@ from pathlib import Path
 
 import psutil
 
+from helpers import timeouts
+
 NAME = "memlock-tests"
 RUN_NAME = re.compile(rf"{NAME}-[0-9a-f]{{16}}")
 _ATTEMPTS = 20
@@ -266,7 +268,7 @@ def _undo_cgroup(what: dict[str, object]) -> None:
     path = _ours(Path(_text(what, "path")))
     if not path.is_dir():
         return
-    until = time.monotonic() + PATIENCE
+    until = timeouts.until(PATIENCE)
     while True:
         for folder in [*(p.parent for p in path.glob("**/cgroup.procs"))]:
             for pid in (folder / "cgroup.procs").read_text().split():
@@ -443,7 +445,7 @@ def main(pid: int, started: float) -> int:
                 break
             time.sleep(0.1)
         problems = ["start"]
-        until = time.monotonic() + PATIENCE
+        until = timeouts.until(PATIENCE)
         while problems and time.monotonic() < until:
             problems = run.undo()
             if problems:

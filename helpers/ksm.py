@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from helpers import timeouts
 from helpers.memory import Region
 from helpers.observe import pagemap
 
@@ -38,7 +39,7 @@ def wait_merged(region: Region, wanted: int, seconds: float = 10.0) -> int:
     Gives up after some passes over all memory, or in the end after that time: ksmd tells
     nobody when it is done.
     """
-    last, until = scans() + _PASSES, time.monotonic() + seconds
+    last, until = scans() + _PASSES, timeouts.until(seconds)
     while merged(region) < wanted and scans() < last and time.monotonic() < until:
         time.sleep(0.02)
     return merged(region)

@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from helpers import scarce
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 """Bytes in a page of the running kernel."""
 PAGE_KB = PAGE // 1024
@@ -205,7 +207,10 @@ def _failed(name: str, args: tuple[object, ...]) -> OSError:
     code = ctypes.get_errno()
     recent.append((name, _told(args), errno.errorcode.get(code, str(code))))
     shown = ", ".join(_show(a) for a in args)
-    return OSError(code, f"{name}({shown}): {errno.errorcode.get(code, code)}, {os.strerror(code)}")
+    text = f"{name}({shown}): {errno.errorcode.get(code, code)}, {os.strerror(code)}"
+    if why := scarce.of_call(name, args, code):
+        return scarce.SetupError(code, f"{text}; {why}")
+    return OSError(code, text)
 
 
 _syscall = _dll.syscall
@@ -376,6 +381,17 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
     _mount(source.encode(), target.encode(), kind.encode(), flags, options.encode() or None)
 
 
+_statfs = _wrapper("statfs", _text, _addr)
+
+
+def statfs_type(path: str) -> int:
+    """f_type of statfs(2): the magic number of the file system that holds ``path``."""
+    room = ctypes.create_string_buffer(512)
+    _statfs(path.encode(), ctypes.addressof(room))
+    word = ctypes.c_uint32 if architecture() == "s390x" else ctypes.c_ulong
+    return word.from_buffer(room).value & 0xFFFFFFFF
+
+
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 
 
@@ -383,6 +399,8 @@ def outcome(function: Callable[..., object], *args: object) -> str:
     """``"ok"``, or the name of the errno with which the call failed (``"ENOMEM"``)."""
     try:
         function(*args)
+    except scarce.SetupError:
+        raise
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error.errno))
     return "ok"

@@ -61,7 +61,9 @@ def _loop(kind: str, target: Path) -> None:
 
 
 def _room() -> str:
-    folder = tempfile.gettempdir()
+    from helpers import memory
+
+    folder = memory.file_dir or tempfile.gettempdir()
     return folder if os.access(folder, os.W_OK) else "/var/tmp"
 
 
@@ -76,7 +78,8 @@ def _run(*command: str) -> None:
 
 
 def filesystem(directory: Path | str) -> str:
-    """Type of the file system that holds ``directory``, from mountinfo (``"ext4"``)."""
+    """Type of the file system that holds ``directory`` (``"ext4"``): from mountinfo, or, where
+    that does not have the mount (a chroot), by the magic number of statfs(2)."""
     device = os.stat(directory).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     found = ""
@@ -89,4 +92,16 @@ def filesystem(directory: Path | str) -> str:
         inside = point == "/" or path == point or path.startswith(point + "/")
         if (fields[2] == wanted or inside) and inside and len(point) >= best:
             best, found = len(point), right.split()[0]
-    return found
+    if found:
+        return found
+    magic = libc.statfs_type(str(directory))
+    return _MAGIC.get(magic, f"file system {magic:#x}")
+
+
+# include/uapi/linux/magic.h, statfs(2). One driver serves ext2, ext3 and ext4.
+_MAGIC = {
+    0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0xF2F52010: "f2fs",
+    0x01021994: "tmpfs", 0x858458F6: "ramfs", 0x794C7630: "overlay", 0x01021997: "9p",
+    0x6969: "nfs", 0x65735546: "fuse", 0x2FC12FC1: "zfs", 0xCA451A4E: "bcachefs",
+    0x73717368: "squashfs", 0xE0F5E1E2: "erofs", 0x9FA0: "proc", 0x62656572: "sysfs",
+}  # fmt: skip

@@ -92,6 +92,19 @@ def has(name: str) -> bool:
     return bool(capabilities().effective & _bit(name)) and in_initial_user_namespace()
 
 
+def short_of(name: str) -> str:
+    """Of a capability that is not effective, the widest set it is in.
+
+    ``"permitted"``, ``"bounding"`` (as for a container's user other than root), or ``""``.
+    """
+    if capabilities().permitted & _bit(name):
+        return "permitted"
+    try:
+        return "bounding" if libc.prctl(libc.PR_CAPBSET_READ, CAPABILITIES[name], 0, 0, 0) else ""
+    except OSError:  # EINVAL: this kernel does not know it
+        return ""
+
+
 def in_initial_user_namespace() -> bool:
     """This process lives in the initial user namespace (its inode number is fixed)."""
     try:

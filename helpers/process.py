@@ -11,10 +11,8 @@ import faulthandler
 import gc
 import os
 import pickle
-import select
 import signal
 import struct
-import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
@@ -22,12 +20,13 @@ from typing import Any, TypeVar
 
 import psutil
 
-from helpers import chain, libc
+from helpers import chain, libc, scarce
+from helpers.timeouts import Deadline, scaled
 
 T = TypeVar("T")
 
 DEADLINE = 20.0
-"""Seconds a child may take for one answer unless told otherwise."""
+"""Seconds a child may idle before an answer unless told otherwise (helpers.timeouts)."""
 
 
 class ChildError(Exception):
@@ -100,13 +99,11 @@ def _send(fd: int, value: object) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _receive_exactly(fd: int, size: int, until: float | None) -> bytes:
+def _receive_exactly(fd: int, size: int, until: Deadline | None) -> bytes:
     chunks = b""
     while len(chunks) < size:
-        if until is not None:
-            ready, _, _ = select.select([fd], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
-                raise TimeoutError
+        if until is not None and not until.wait([fd]):
+            raise TimeoutError
         got = os.read(fd, min(size - len(chunks), 1 << 20))
         if not got:
             raise EOFError
@@ -114,7 +111,7 @@ def _receive_exactly(fd: int, size: int, until: float | None) -> bytes:
     return chunks
 
 
-def _receive(fd: int, until: float | None = None) -> Any:
+def _receive(fd: int, until: Deadline | None = None) -> Any:
     (size,) = struct.unpack("=Q", _receive_exactly(fd, 8, until))
     return pickle.loads(_receive_exactly(fd, size, until))
 
@@ -122,9 +119,11 @@ def _receive(fd: int, until: float | None = None) -> Any:
 def _answer(function: Callable[..., object], args: tuple[object, ...]) -> tuple[str, object]:
     try:
         return "value", function(*args)
-    except OSError as error:
-        return "oserror", (error.errno, str(error.strerror))
-    except BaseException:
+    except BaseException as error:
+        if why := scarce.reason(error):
+            return "setup", (getattr(error, "errno", 0), why)
+        if isinstance(error, OSError):
+            return "oserror", (error.errno, str(error.strerror))
         return "raised", traceback.format_exc()
 
 
@@ -146,7 +145,7 @@ class Child:
         self._answers, answers = os.pipe()
         self._reads = requests  # by this number, in the child
         parent = os.getpid()
-        self.pid = os.fork()
+        self.pid = scarce.fork()
         if self.pid == 0:
             status = 1
             try:
@@ -185,7 +184,7 @@ class Child:
     def result(self, deadline: float = DEADLINE) -> Any:
         """Answer to the oldest :meth:`start`. Raises as :meth:`call` does."""
         try:
-            kind, value = _receive(self._answers, time.monotonic() + deadline)
+            kind, value = _receive(self._answers, Deadline(self.pid, scaled(deadline)))
         except TimeoutError:
             self.kill()
             raise ChildHung(f"child {self.pid} gave no answer within {deadline:g} s") from None
@@ -194,6 +193,8 @@ class Child:
             if os.WIFSIGNALED(status):
                 raise ChildKilled(os.WTERMSIG(status)) from None
             raise ChildExited(os.waitstatus_to_exitcode(status)) from None
+        if kind == "setup":
+            raise scarce.SetupError(*value)
         if kind == "oserror":
             raise OSError(*value)
         if kind == "raised":
@@ -221,7 +222,7 @@ class Child:
         """
         try:
             self.start(_execute, self._reads, command)
-            kind, value = _receive(self._answers, time.monotonic() + deadline)
+            kind, value = _receive(self._answers, Deadline(self.pid, scaled(deadline)))
         except EOFError:
             # The answers' end closes on exec, after the old address space was given up.
             self._serving = False
@@ -229,6 +230,8 @@ class Child:
         except TimeoutError:
             self.kill()
             raise ChildHung(f"{command[0]} was not executed within {deadline:g} s") from None
+        if kind == "setup":
+            raise scarce.SetupError(*value)
         if kind == "oserror":
             raise OSError(*value)
         raise ChildFailed(f"in the child:\n{value}")
@@ -288,7 +291,7 @@ def run(function: Callable[[], T], deadline: float = DEADLINE) -> T:
     """
     answers, write_end = os.pipe()
     parent = os.getpid()
-    pid = os.fork()
+    pid = scarce.fork()
     if pid == 0:
         status = 1
         try:
@@ -351,7 +354,7 @@ def executed(
     """
     answers, write_end = os.pipe()
     parent = os.getpid()
-    pid = os.fork()
+    pid = scarce.fork()
     if pid == 0:
         try:
             os.dup2(write_end, 1)
@@ -363,11 +366,10 @@ def executed(
             os._exit(127)
     os.close(write_end)
     child = Child._of(pid, answers)
-    text, until = b"", time.monotonic() + deadline
+    text, until = b"", Deadline(pid, scaled(deadline))
     with child:
         while True:
-            ready, _, _ = select.select([answers], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
+            if not until.wait([answers]):
                 raise ChildHung(f"{' '.join(command)} did not end within {deadline:g} s")
             got = os.read(answers, 1 << 16)
             if not got:

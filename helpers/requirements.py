@@ -100,8 +100,26 @@ def wanted(option: str) -> frozenset[str]:
 def _capability(name: str) -> Missing | None:
     if privilege.has(name):
         return None
-    inside = "" if privilege.in_initial_user_namespace() else "it counts only in a user namespace"
-    return Missing(name, "capability not effective", inside, "run as root with it")
+    if not privilege.in_initial_user_namespace():
+        return Missing(name, "capability not effective", "it counts only in a user namespace", (
+            "run as root with it"))  # fmt: skip
+    return Missing(name, "capability not effective", *_standing(name))
+
+
+def _standing(name: str) -> tuple[str, str]:
+    """Where a capability that is not effective stands, and how to make it effective."""
+    short = name.removeprefix("CAP_").lower()
+    where = privilege.short_of(name)
+    if where == "permitted":
+        return "it is permitted", f"raise it: setcap cap_{short}+ep on the program, or capset(2)"
+    if where == "bounding" and os.geteuid():
+        return "it is in the bounding set only", (
+            f"run as root, or give it as a file capability (setcap cap_{short}+ep) or an ambient "
+            f"one (setpriv --inh-caps +{short} --ambient-caps +{short})"
+        )
+    if where == "bounding":
+        return "it is in the bounding set only", "start the run anew as root"
+    return "it is not in the bounding set", "run as root without dropping it"
 
 
 def _kilobytes(size: int) -> str:
@@ -112,10 +130,18 @@ def _lock(name: str, size: int) -> Missing | None:
     if privilege.may_lock(size):
         return None
     soft = _kilobytes(privilege.memlock_limit()[0])
+    where, how = _lock_right()
     return Missing(
-        name, "may not lock that much", f"RLIMIT_MEMLOCK is {soft}, CAP_IPC_LOCK not effective",
-        f"ulimit -l {size // 1024 + 1} or more, or CAP_IPC_LOCK",
+        name, "may not lock that much",
+        f"RLIMIT_MEMLOCK is {soft}, CAP_IPC_LOCK not effective: {where}",
+        f"ulimit -l {size // 1024 + 1} or more, or CAP_IPC_LOCK: {how}",
     )  # fmt: skip
+
+
+def _lock_right() -> tuple[str, str]:
+    if not privilege.in_initial_user_namespace():
+        return "it counts only in a user namespace", "in the initial user namespace"
+    return _standing("CAP_IPC_LOCK")
 
 
 def _limit(name: str, size: int) -> Missing | None:
@@ -178,9 +204,10 @@ def _missing(
         # An address space is never larger than this in practice; unlimited or capable.
         if privilege.has("CAP_IPC_LOCK") or privilege.memlock_limit()[0] == privilege.INFINITE:
             return _facility("lock-calls", survey)
+        where, how = _lock_right()
         return Missing(
-            name, "may not lock the whole address space", "",
-            "CAP_IPC_LOCK or ulimit -l unlimited",
+            name, "may not lock the whole address space", f"CAP_IPC_LOCK not effective: {where}",
+            f"ulimit -l unlimited, or CAP_IPC_LOCK: {how}",
         )  # fmt: skip
     if name == "limit":
         return _facility("lock-calls", survey) or _limit(requirement, size)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from helpers import libc, process
+from helpers import libc, process, scarce
 from helpers.libc import PAGE
 from helpers.memory import Region, mapping
 
@@ -31,7 +31,7 @@ class Crowd:
         try:
             for _ in range(count):
                 gate_read, gate = os.pipe()
-                pid = os.fork()
+                pid = scarce.fork()
                 if pid == 0:
                     self._hold(region, parent, says, gate_read, [*self._gates, gate, ready])
                 os.close(gate_read)

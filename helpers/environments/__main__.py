@@ -22,7 +22,7 @@ from types import FrameType
 from helpers import janitor
 from helpers.environments import rights, running, settings
 from helpers.environments.running import Environment, Outcome
-from helpers.report import result
+from helpers.report import files, result
 
 _SETS = {"rights": rights.environments, "settings": settings.environments}
 WORKERS = "2"
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             if given.set == "settings":
                 records = stack.enter_context(running.recording())
             return _all(chosen, options, out, given, records)
-    except result.Unreadable as error:
+    except files.Unreadable as error:
         return _complain(error)
     except OSError as error:
         return _complain(error)
@@ -112,7 +112,7 @@ def _all(
     if given.baseline:
         baseline = result.load(given.baseline)
         first = Outcome(BASELINE)
-        first.verdicts.update(baseline.verdicts.values())
+        first.verdicts.update(b.verdict for b in baseline.behaviours.values())
     else:
         made, first = running.run(
             Environment(BASELINE, re.compile("")), options, out / BASELINE, records

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers import janitor
-from helpers.report import result
+from helpers.report import files, result
 from helpers.report.formats import plain
 from helpers.report.verdicts import Behaviour, Verdict
 
@@ -94,10 +94,10 @@ def run(
             shutil.copyfile(file, out / file.name)
     try:
         found = result.load(out)
-    except result.Unreadable:
+    except files.Unreadable:
         outcome.problem = f"exit code {code}: {_last_line(out / 'output.txt')}"
         return None, outcome
-    outcome.verdicts.update(found.verdicts.values())
+    outcome.verdicts.update(b.verdict for b in found.behaviours.values())
     outcome.wrong = [b for b in found.behaviours.values() if b.verdict in _WRONG]
     if not found.complete:
         outcome.problem = f"the run is incomplete (exit code {code}): {out / 'output.txt'}"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import series
+from helpers import series, timeouts
 from helpers.janitor import PATIENCE, Run
 from helpers.observe import status
 
@@ -228,7 +228,7 @@ def make(run: Run, parent: Parent, limit: int = -1) -> Iterator[Cgroup]:
 
 def wait_empty(group: Cgroup) -> None:
     """Wait until no process is left in the cgroup. Raises TimeoutError."""
-    until = time.monotonic() + PATIENCE
+    until = timeouts.until(PATIENCE)
     while group.pids():
         if time.monotonic() > until:
             raise TimeoutError(f"processes stay in {group.path}: {group.pids()}")

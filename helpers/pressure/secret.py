@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from ctypes import c_ubyte
 
+from helpers import timeouts
 from helpers.janitor import PATIENCE
 from helpers.libc import PAGE
 from helpers.memory import Region
@@ -48,7 +49,7 @@ def settled(group: Cgroup, path: str, masks: Sequence[bytes], least: int) -> lis
 
     Swap-out returns before the blocks are written, which takes its time on a busy disk.
     """
-    until = time.monotonic() + PATIENCE
+    until = timeouts.until(PATIENCE)
     while True:
         found = leaked(path, masks)
         if found[-1] >= least or time.monotonic() > until:

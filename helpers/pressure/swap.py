@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers import libc, mounts
+from helpers import libc, mounts, timeouts
 from helpers.janitor import PATIENCE, RUN_NAME, Run
 from helpers.libc import PAGE
 
@@ -83,7 +83,7 @@ def on(path: str) -> None:
 
 def off(path: str) -> None:
     """swapoff(2). Raises OSError; EBUSY and EINTR are waited out for a while."""
-    until = time.monotonic() + PATIENCE
+    until = timeouts.until(PATIENCE)
     while _dll.swapoff(path.encode()):
         code = ctypes.get_errno()
         if code not in {errno.EBUSY, errno.EINTR} or time.monotonic() > until:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,9 +81,8 @@ def _map(kind: str, pages: int, flags: int = 0) -> Region:
 
 def disk_file(pages: int) -> int:
     """Descriptor of an unlinked file with random contents, all of it on disk, none in memory."""
-    fd, path = tempfile.mkstemp(prefix="memlock-")
-    os.unlink(path)
-    os.pwrite(fd, contents(pages), 0)
+    fd = memory.scratch_file(0)
+    memory.write_file(fd, contents(pages))
     os.fdatasync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     return fd

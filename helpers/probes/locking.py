@@ -15,7 +15,6 @@ from helpers import (
     iouring,
     libc,
     memory,
-    mounts,
     privilege,
     process,
     vdso,
@@ -271,17 +270,13 @@ def _mglru() -> None:
 
 
 _MOST_MAPS = 262144
-_DISK = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"}
 
 
 def _disk_file() -> None:
-    where = tempfile.gettempdir()  # --file-dir, if given
-    kind = mounts.filesystem(where)
-    if kind not in _DISK:
+    if why := memory.no_disk(memory.file_dir or tempfile.gettempdir()):
         raise Unavailable(
-            "no folder on a disk file system", f"{where} is {kind or 'unknown'}",
-            "pass --file-dir on ext4, xfs or btrfs",
-        )  # fmt: skip
+            "no folder on a disk file system", why, "pass --file-dir on ext4, xfs or btrfs"
+        )
 
 
 def _stack_growth() -> None:

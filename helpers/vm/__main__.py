@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from helpers import timeouts
 from helpers.report import compare
 from helpers.report.files import Unreadable
 from helpers.report.result import load
@@ -36,6 +37,10 @@ def wish_of(options: argparse.Namespace, theirs: tuple[str, ...]) -> Wish:
     """What the command line asks of a guest. Raises :class:`Problem`."""
     if options.memory:
         megabytes(options.memory)
+    try:
+        longer = timeouts.scaled(1)
+    except ValueError as error:
+        raise Problem(f"{timeouts.VARIABLE}: {error}") from None
     return Wish(
         suite=options.suite.resolve(),
         pytest=theirs,
@@ -48,8 +53,8 @@ def wish_of(options: argparse.Namespace, theirs: tuple[str, ...]) -> Wish:
         hugepages=options.hugepages,
         append=options.append,
         memory=options.memory,
-        timeout=options.timeout,
-        boot_timeout=min(options.boot_timeout, options.timeout),
+        timeout=options.timeout * longer,
+        boot_timeout=min(options.boot_timeout, options.timeout) * longer,
         user="" if options.user == "root" else options.user,
         drop=capability_numbers(filter(None, options.drop_cap.split(","))),
         accel=options.accel,

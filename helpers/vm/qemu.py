@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from helpers import timeouts
 from helpers.vm.apt import Source
 from helpers.vm.arches import HOST
 from helpers.vm.console import Console
@@ -141,7 +142,7 @@ def choose_accel(kernel: Kernel, wish: Wish, source: Source) -> str:
             Console(scratch / "console.log", nowhere) as console,
             Guest(command, scratch / "errors") as guest,
         ):
-            guest.listen(console, {"init": TRIAL_SECONDS}, until="init")
+            guest.listen(console, {"init": timeouts.scaled(TRIAL_SECONDS)}, until="init")
     answer = "kvm" if "init" in console.marks else "tcg"
     kept.write_text(f"{boot} {answer}\n")
     return answer

@@ -47,16 +47,16 @@ def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
     started = time.monotonic()
     with source.cache.scratch() as scratch:
         initrd, results, errors = scratch / "initrd", scratch / "results.tar", scratch / "qemu.err"
+        accel = choose_accel(kernel, wish, source)
         source.cache.room(256)
         with initrd.open("wb") as stream:
             for part in (base, kernel.modules):
                 if part:
                     with part.open("rb") as handle:
                         shutil.copyfileobj(handle, stream, 1 << 20)
-            write_suite(wish, kernel, stream, byte_code(wish.userland, source))
+            write_suite(wish, kernel, stream, byte_code(wish.userland, source), accel)
         prepare(out)
         results.touch()
-        accel = choose_accel(kernel, wish, source)
         with (
             Console(out / "console.log", sys.stdout.buffer, started) as console,
             Guest(qemu_command(kernel, wish, initrd, results, accel), errors) as guest,

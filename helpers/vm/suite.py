@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from helpers import timeouts
 from helpers.vm.bytecode import ByteCode
 from helpers.vm.cpio import Cpio
 from helpers.vm.kernels import Kernel
@@ -21,6 +22,9 @@ LITTER = {
     ".git", ".tox", ".venv", "venv", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache",
 }  # fmt: skip
 SWAP_SIZE = 512 << 20
+EMULATED = 4
+"""What a guest without KVM multiplies its timeouts by: emulation is ten times as slow, and
+time at work is not counted."""
 
 
 def most(results: str, files: str) -> list[str]:
@@ -35,6 +39,11 @@ def most(results: str, files: str) -> list[str]:
         "--allow-sysctl",
         f"--file-dir={files}",
     ]
+
+
+def multiplier(accel: str) -> str:
+    """The guest's setting of :data:`helpers.timeouts.VARIABLE`: more where it is emulated."""
+    return f"{min(1e6, timeouts.scaled(1 if accel == 'kvm' else EMULATED)):g}"
 
 
 def suite_files(suite: Path) -> Iterator[str]:
@@ -55,7 +64,9 @@ def suite_files(suite: Path) -> Iterator[str]:
             yield os.path.relpath(os.path.join(base, name), suite)
 
 
-def write_suite(wish: Wish, kernel: Kernel, target: IO[bytes], code: ByteCode | None) -> None:
+def write_suite(
+    wish: Wish, kernel: Kernel, target: IO[bytes], code: ByteCode | None, accel: str = "tcg"
+) -> None:
     """Append the last archive: the suite and what this run asks of the guest."""
     colour = sys.stdout.isatty()
     command = ["python3", "-m", "pytest", "-p", "memlock_guest"]
@@ -76,6 +87,7 @@ def write_suite(wish: Wish, kernel: Kernel, target: IO[bytes], code: ByteCode | 
     }
     exports = {
         "COLUMNS": str(shutil.get_terminal_size((120, 40)).columns),
+        timeouts.VARIABLE: multiplier(accel),
         "TERM": os.environ.get("TERM", "dumb") if colour else "dumb",
     }
     lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers import timeouts
 from helpers.vm.apt import Source
 from helpers.vm.arches import ARCHES, HOST
 from helpers.vm.cache import LAYOUT
@@ -22,7 +23,7 @@ from helpers.vm.outcome import Outcome, judge
 from helpers.vm.problem import Problem
 from helpers.vm.qemu import Guest
 from helpers.vm.run import prepare
-from helpers.vm.suite import SWAP_SIZE, most
+from helpers.vm.suite import SWAP_SIZE, most, multiplier
 from helpers.vm.userland import INSIDE
 from helpers.vm.wish import Wish, megabytes, parameters
 
@@ -135,6 +136,7 @@ def script(wish: Wish, out: Path, folder: Path) -> Path:
     lines.append(f"export CI=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={shlex.quote(str(INSIDE))}")
     if not sys.stdout.isatty():  # the guest's console is a terminal, what reads it may not be
         lines.append("export NO_COLOR=1")
+    lines.append(f"export {timeouts.VARIABLE}={multiplier(wish.accel)}")
     config = folder / "config"
     config.write_text("\n".join(lines) + "\n")
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "memlock_guest"]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import timeouts
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -89,7 +91,7 @@ class Suite:
             env=environment | dict(extra.pop("env", {})),  # type: ignore[call-overload]
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=timeouts.scaled(50),
             **extra,
         )
 

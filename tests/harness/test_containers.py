@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import container, privilege, requirements
+from helpers import container, privilege, requirements, timeouts
 from helpers.libc import PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,7 +224,7 @@ def as_user(setting: Setting) -> list[str]:
 
 def called(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=50,
+        command, capture_output=True, text=True, check=False, timeout=timeouts.scaled(50),
         env={"PATH": os.environ["PATH"], **environment}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import timeouts
 from helpers.faults import catalogue, matrix, plugin
 from helpers.faults.tracing import Refused, machine
 from helpers.report import result
@@ -44,7 +45,8 @@ def suite_run(*options: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=55, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeouts.scaled(55),
+        check=False,
     )  # fmt: skip
 
 
@@ -173,7 +175,7 @@ def test_without_ptrace_nothing_runs(suite):
     done = subprocess.run(
         [sys.executable, "-c", code, *command],
         cwd=suite.path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=50, check=False,
+        capture_output=True, text=True, timeout=timeouts.scaled(50), check=False,
     )  # fmt: skip
     assert done.returncode == 4, done.stdout + done.stderr
     assert "Operation not permitted" in done.stderr, done.stderr
@@ -271,7 +273,7 @@ def faults_command(*arguments):
     """``python -m helpers.faults …``."""
     return subprocess.run(
         [sys.executable, "-m", "helpers.faults", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=timeouts.scaled(50), check=False,
     )  # fmt: skip
 
 
@@ -329,7 +331,7 @@ def test_result_and_page_carry_the_matrix(suite):
         return subprocess.run(
             [sys.executable, "-m", "helpers.report", *arguments],
             cwd=suite.path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, timeout=50, check=False,
+            capture_output=True, text=True, timeout=timeouts.scaled(50), check=False,
         )  # fmt: skip
 
     suite.case(SHOWN)

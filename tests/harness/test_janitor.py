@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import janitor
+from helpers import janitor, timeouts
 from helpers.pressure import swap
 
 PRESSING = """
@@ -69,7 +69,7 @@ def living() -> list[str]:
 
 def gone_after(before: list[str], patience: float = 25.0) -> list[str]:
     """What is still there of a run that was killed, once its janitor had its time."""
-    until = time.monotonic() + patience
+    until = timeouts.until(patience)
     while left := [t for t in traces() if t not in before]:
         if time.monotonic() > until:
             break
@@ -92,7 +92,7 @@ def begin(suite, *options):
 
 def until_pressing(suite, run) -> None:
     progress = suite.path / "progress"
-    end = time.monotonic() + 40
+    end = timeouts.until(40)
     while not progress.exists() and run.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     if not progress.exists():
@@ -152,7 +152,7 @@ def test_signalled_run_leaves_nothing(pressing, number, workers):
         until_pressing(pressing, run)
         run.send_signal(number)
         left = gone_after(before)
-        run.communicate(timeout=20)
+        run.communicate(timeout=timeouts.scaled(20))
     assert left == []
 
 
@@ -167,7 +167,7 @@ def test_killed_worker_leaves_nothing(pressing):
             if "helpers.janitor" not in " ".join(p.cmdline())
         ]  # fmt: skip
         workers[0].kill()
-        run.communicate(timeout=100)
+        run.communicate(timeout=timeouts.scaled(100))
         left = gone_after(before)
     assert left == []
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import timeouts
 from helpers.report import formats, result
 from helpers.report.verdicts import Behaviour, Verdict
 
@@ -24,7 +25,7 @@ def report(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-m", "helpers.report", *map(str, arguments)],
         cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=50, check=False,
+        capture_output=True, text=True, timeout=timeouts.scaled(50), check=False,
     )  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def test_two():
     )
     with subprocess.Popen(suite.command("--report", "out"), cwd=suite.path,
                           stdout=subprocess.DEVNULL) as run:  # fmt: skip
-        until = time.monotonic() + 30
+        until = timeouts.until(30)
         while not (suite.path / "reached").exists() and time.monotonic() < until:
             time.sleep(0.02)
         run.send_signal(signal.SIGKILL)
@@ -172,9 +173,9 @@ def problems(value, schema, where="result"):
         if not alike or (isinstance(value, bool) and "boolean" not in alike):
             yield f"{where}: {type(value).__name__} is no {kinds}"
             return
-    if isinstance(value, (int, float)) and "minimum" in schema:
-        if not schema["minimum"] <= value <= schema["maximum"]:
-            yield f"{where}: {value} is out of range"
+    bounded = isinstance(value, (int, float)) and "minimum" in schema
+    if bounded and not schema["minimum"] <= value <= schema["maximum"]:
+        yield f"{where}: {value} is out of range"
     if isinstance(value, dict):
         yield from (f"{where}: no {key}" for key in schema.get("required", ()) if key not in value)
         for key, item in value.items():

@@ -113,7 +113,8 @@ def command(name, *arguments, shell="", **more):
 
 EVIL = (
     10**400, "@1" + "0" * 5000, -(10**30), -1, 2**63, 0.5, "@1e400", "@-1e400", "@NaN", "@Infinity",
-    "@-0.0", True, False, None, "", "no", "verified", "not run", "\ud800", "\udcff x \ud83d", "\x00",
+    "@-0.0", True, False, None, "", "no", "verified", "not run", "\ud800", "\udcff x \ud83d",
+    "\x00",
     "\x1b[31m\x07", "\u202eevil\u2066", "a\nb\r\n", "y" * 100_000, [], {}, [[]], {"id": 1}, ["p"],
     [1e308, -1e308], "@" + "[" * 500 + "]" * 500, "@" + '{"a":' * 5000 + "1" + "}" * 5000,
 )  # fmt: skip

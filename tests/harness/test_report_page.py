@@ -8,6 +8,8 @@ from collections import Counter
 
 import pytest
 
+from helpers import timeouts
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIETLY = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -44,7 +46,7 @@ def browser(tmp_path):
     def opened(page, *options):
         subprocess.run(
             [name, *QUIETLY, f"--user-data-dir={tmp_path / 'profile'}", *options, f"file://{page}"],
-            check=True, capture_output=True, timeout=50,
+            check=True, capture_output=True, timeout=timeouts.scaled(50),
         )  # fmt: skip
 
     return opened
@@ -56,7 +58,7 @@ def page(suite):
     suite.run("--report", "out")
     subprocess.run(
         [sys.executable, "-m", "helpers.report", "html", "out", "-o", "page.html"],
-        cwd=suite.path, check=True, timeout=50,
+        cwd=suite.path, check=True, timeout=timeouts.scaled(50),
     )  # fmt: skip
     return suite.path / "page.html"
 

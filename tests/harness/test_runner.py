@@ -7,6 +7,8 @@ import time
 import psutil
 import pytest
 
+from helpers import timeouts
+
 WILD = """
 import ctypes, os, signal, time
 import pytest
@@ -86,7 +88,7 @@ def test_leaves_one_behind():
     )
     done = suite.run()
     assert "1 passed" in done.stdout, done.stdout
-    until = time.monotonic() + 5
+    until = timeouts.until(5)
     while time.monotonic() < until:
         left = [p for p in psutil.process_iter(["cmdline"]) if marker in (p.info["cmdline"] or [])]
         if not left:
@@ -136,10 +138,10 @@ def test_long():
         # A shell's background job, as CI may start us, has SIGINT ignored, and so would this run.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:  # fmt: skip
-        until = time.monotonic() + 30
+        until = timeouts.until(30)
         while not (marker.exists() and marker.read_text()) and time.monotonic() < until:
             time.sleep(0.02)
         run.send_signal(signal.SIGINT)
-        text, _ = run.communicate(timeout=20)
+        text, _ = run.communicate(timeout=timeouts.scaled(20))
     assert run.returncode == 2, text
     assert not psutil.pid_exists(int(marker.read_text())), "the case was killed"

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from helpers import timeouts
 from helpers.report import result
 from helpers.report.verdicts import Behaviour, Verdict
 from helpers.vm import images, kernels, modules, options, virtme
@@ -83,7 +84,7 @@ class Bench:
         """Run it to its end."""
         return subprocess.run(
             self.command(*words), env=self.environment(path), cwd=self.folder,
-            capture_output=True, text=True, timeout=50, check=False,
+            capture_output=True, text=True, timeout=timeouts.scaled(50), check=False,
         )  # fmt: skip
 
     def left(self) -> list[str]:
@@ -203,8 +204,8 @@ def test_space_that_runs_out_is_one_line(bench):
     bench.qemu("exit 0")
     done = subprocess.run(
         ["prlimit", "--fsize=1024", *bench.command(bench.kernel)],
-        env=bench.environment(), cwd=bench.folder, capture_output=True, text=True, timeout=50,
-        check=False,
+        env=bench.environment(), cwd=bench.folder, capture_output=True, text=True,
+        timeout=timeouts.scaled(50), check=False,
     )  # fmt: skip
     one_line(done, "File too large")
     assert bench.left() == []
@@ -309,7 +310,7 @@ def test_signal_ends_the_guest(bench):
     ) as run:  # fmt: skip
         assert run.stdout.readline() == "here\n"
         run.terminate()
-        _, told = run.communicate(timeout=20)
+        _, told = run.communicate(timeout=timeouts.scaled(20))
     assert run.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in told
     assert bench.left() == []
@@ -326,7 +327,7 @@ def test_folder_of_a_killed_run_is_swept(bench):
         (guest,) = psutil.Process(run.pid).children()
         run.kill()
         run.stdout.read()  # its end: nobody holds the console any more
-    assert psutil.wait_procs([guest], timeout=20)[1] == []
+    assert psutil.wait_procs([guest], timeout=timeouts.scaled(20))[1] == []
     assert list((bench.cache / "tmp").iterdir()), "there is something to sweep"
     Cache(bench.cache)
     assert bench.left() == []
@@ -532,7 +533,7 @@ def booted(folder: Path, cases: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "helpers.vm", "--suite", folder, "--out", folder / "out",
          "debian:bookworm", "-q", "tests"],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=folder,
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=timeouts.scaled(280), check=False,
     )  # fmt: skip
     if done.returncode == 4:
         pytest.skip(f"needs Debian 12's kernel: {done.stderr.strip().splitlines()[-1]}")

@@ -41,7 +41,7 @@ def file_of(folder, pages, at_once):
         return memory.scratch_file(pages, folder)
     fd, path = tempfile.mkstemp(dir=folder)
     os.unlink(path)
-    os.pwrite(fd, b"".join(bytes([page & 0xFF]) * PAGE for page in range(pages)), 0)
+    memory.write_file(fd, b"".join(bytes([page & 0xFF]) * PAGE for page in range(pages)))
     os.fsync(fd)
     return fd
 

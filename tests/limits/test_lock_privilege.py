@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from helpers import libc, privilege, process
+from helpers import libc, privilege, process, timeouts
 from helpers.bare import Bare
 from helpers.libc import MCL_CURRENT, MCL_FUTURE, PAGE
 from helpers.memory import mapping
@@ -246,7 +246,7 @@ def test_capability_is_the_calling_threads():
     seen = {}
 
     def other():
-        ready.wait(process.DEADLINE)
+        ready.wait(timeouts.scaled(process.DEADLINE))
         seen["with"] = libc.outcome(libc.mlock, region.addr, 3 * PAGE)
         asked.set()
 
@@ -255,7 +255,7 @@ def test_capability_is_the_calling_threads():
         thread.start()
         privilege.lower_effective("CAP_IPC_LOCK")
         ready.set()
-        asked.wait(process.DEADLINE)
+        asked.wait(timeouts.scaled(process.DEADLINE))
         thread.join()
         seen["without"] = libc.outcome(libc.mlock, region.addr, PAGE)
         assert seen == {"with": "ok", "without": "EPERM"}, "at limit 0"

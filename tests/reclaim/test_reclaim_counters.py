@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from helpers import kernel, libc, lru
+from helpers import kernel, libc, lru, timeouts
 from helpers.memory import mapping
 from helpers.observe import node
 from helpers.pressure import twins
@@ -176,7 +176,7 @@ def lock_new_of(kind, pages):
 
 def settle(group, expected, slack):
     """The counter once it is as expected, or after the kernel's own interval for folding it."""
-    until = time.monotonic() + 3
+    until = timeouts.until(3)
     while abs((now := unevictable(group)) - expected) > slack and time.monotonic() < until:
         time.sleep(0.05)
     return now

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import libc
+from helpers import libc, timeouts
 from helpers.libc import PAGE
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
@@ -107,9 +107,8 @@ def test_lock_without_oom_killer_gives_eagain(pressure):
             group.limit(limit)
             child.start(lock_result, region)
             # The child waits for room at its first fault in user space: give it some.
-            for _ in range(400):
-                if "under_oom 1" in oom.read_text():
-                    break
+            until = timeouts.until(2)
+            while "under_oom 1" not in oom.read_text() and time.monotonic() < until:
                 time.sleep(0.005)
             seen = pagemap.present_count(region.addr, region.pages, child.pid)
             group.limit(-1)
