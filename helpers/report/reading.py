@@ -136,7 +136,7 @@ def _other(data: bytes, newest: int, error: Exception) -> str:
     try:
         number = _NUMBER.decode(data)["schema"]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "not a result of memlock-tests"
+        return f"not a result of memlock-tests ({error})"
     if number > newest:
         return f"schema {min(number, 10**9)} is newer than this suite's {newest}; update it"
     return f"not a result of schema {newest} ({error})"

@@ -163,7 +163,7 @@ KINDS = {
 
 def problems(value, schema, where="result"):
     """What JSON Schema would say, for the words that our schema uses."""
-    if "const" in schema and value != schema["const"]:
+    if "const" in schema and (value != schema["const"] or isinstance(value, bool)):
         yield f"{where}: {value!r} is not {schema['const']!r}"
     if "enum" in schema and value not in schema["enum"]:
         yield f"{where}: {value!r} is none of {schema['enum']}"
