@@ -38,6 +38,16 @@ def test_file_size():
     limit(resource.RLIMIT_FSIZE, 4096)
     memory.scratch_file(32)
 
+def test_file_size_as_an_outcome():
+    limit(resource.RLIMIT_FSIZE, 4096)
+    assert libc.outcome(memory.memfd, 8192) == "EAGAIN"
+
+def test_cause():
+    try:
+        open_many()
+    except OSError as error:
+        raise RuntimeError("no descriptors") from error
+
 def test_file_size_signal():
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     limit(resource.RLIMIT_FSIZE, 4096)
