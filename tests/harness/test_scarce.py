@@ -30,6 +30,9 @@ def test_descriptors_of_a_child():
 def test_descriptors_of_a_closure():
     process.run(open_many)
 
+def test_descriptors_before_a_program():
+    process.executed("true", before=open_many)
+
 def test_descriptor_by_number():
     limit(resource.RLIMIT_NOFILE, 3)
     libc.syscall("userfaultfd", 1)  # UFFD_USER_MODE_ONLY
