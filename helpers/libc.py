@@ -396,12 +396,15 @@ MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 
 
 def outcome(function: Callable[..., object], *args: object) -> str:
-    """``"ok"``, or the name of the errno with which the call failed (``"ENOMEM"``)."""
+    """``"ok"``, or the name of the errno with which the call failed (``"ENOMEM"``).
+
+    Raises what says that a resource ran out (:func:`helpers.scarce.reason`): no answer.
+    """
     try:
         function(*args)
-    except scarce.SetupError:
-        raise
     except OSError as error:
+        if scarce.reason(error):
+            raise
         return errno.errorcode.get(error.errno or 0, str(error.errno))
     return "ok"
 

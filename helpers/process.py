@@ -344,13 +344,17 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+_SCARCE = b"\0a resource ran out before execve: "
+
+
 def executed(
     *command: str, before: Callable[[], object] | None = None, deadline: float = DEADLINE
 ) -> str:
     """What a program prints, executed by a forked child that ran ``before()`` first.
 
     Raises ChildExited on a non-zero status (127: the program could not be executed, or
-    ``before`` raised), ChildKilled by a signal, ChildHung after ``deadline`` seconds.
+    ``before`` raised), SetupError where that ran out of something, ChildKilled by a signal,
+    ChildHung after ``deadline`` seconds.
     """
     answers, write_end = os.pipe()
     parent = os.getpid()
@@ -362,6 +366,9 @@ def executed(
             if before is not None:
                 before()
             os.execvp(command[0], command)
+        except BaseException as error:
+            if why := scarce.reason(error):
+                os.write(write_end, _SCARCE + why.encode())
         finally:
             os._exit(127)
     os.close(write_end)
@@ -378,6 +385,8 @@ def executed(
         wait_status = child.wait()
     if os.WIFSIGNALED(wait_status):
         raise ChildKilled(os.WTERMSIG(wait_status))
+    if text.startswith(_SCARCE):
+        raise scarce.SetupError(0, text.removeprefix(_SCARCE).decode())
     if wait_status:
         raise ChildExited(os.waitstatus_to_exitcode(wait_status))
     return text.decode(errors="replace")

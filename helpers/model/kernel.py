@@ -457,7 +457,7 @@ def fresh(marks: bool = True) -> Iterator[Machine]:
     try:
         made = Machine(marks)
     except (process.ChildError, OSError) as error:
-        raise Unfit(f"no bare process: {error}") from None
+        raise Unfit(f"no bare process: {error}") from error
     with made:
         yield made
 

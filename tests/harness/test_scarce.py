@@ -30,6 +30,9 @@ def test_descriptors_of_a_child():
 def test_descriptors_of_a_closure():
     process.run(open_many)
 
+def test_descriptors_before_a_program():
+    process.executed("true", before=open_many)
+
 def test_descriptor_by_number():
     limit(resource.RLIMIT_NOFILE, 3)
     libc.syscall("userfaultfd", 1)  # UFFD_USER_MODE_ONLY
@@ -37,6 +40,16 @@ def test_descriptor_by_number():
 def test_file_size():
     limit(resource.RLIMIT_FSIZE, 4096)
     memory.scratch_file(32)
+
+def test_file_size_as_an_outcome():
+    limit(resource.RLIMIT_FSIZE, 4096)
+    assert libc.outcome(memory.memfd, 8192) == "EAGAIN"
+
+def test_cause():
+    try:
+        open_many()
+    except OSError as error:
+        raise RuntimeError("no descriptors") from error
 
 def test_file_size_signal():
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
