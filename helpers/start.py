@@ -11,7 +11,7 @@ from helpers import process
 
 PLUGINS = {"xdist": ("-n", "pytest-xdist"), "pytest_forked": ("--forked", "pytest-forked")}
 """Plugin → the option of it that we know, and the package that has it."""
-NEEDED = ("skipping", "reports", "runner", "warnings")
+NEEDED = ("skipping", "reports")
 """Plugins of pytest without which verdicts change or cannot be carried."""
 UNFORKED = ("harness", "bench")
 """Folders of tests that are about the suite itself and need no process for each case."""
