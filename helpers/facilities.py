@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers import process
+from helpers import process, scarce
 from helpers.probes import kinds, locking
 from helpers.probes.why import Unavailable
 
@@ -24,6 +24,8 @@ class Facility:
     reason: str = ""
     detail: str = ""
     remedy: str = ""
+    broken: bool = False
+    """Whether it is there could not be found out: who needs it has a broken set-up."""
 
 
 PROBES: dict[str, Callable[[], None]] = {**locking.PROBES, **kinds.PROBES}
@@ -31,19 +33,30 @@ PROBES: dict[str, Callable[[], None]] = {**locking.PROBES, **kinds.PROBES}
 
 
 def probe(name: str) -> Facility:
-    """Run one probe in a child; a probe that breaks counts as unavailable and says how."""
+    """Run one probe in a child; one that breaks says how (``broken``)."""
     try:
         found = process.run(lambda: _outcome(name))
     except (process.ChildError, OSError) as error:
-        text = str(error).strip().splitlines()[-1]
-        return Facility(name, False, f"the probe of {name} broke", text, "report this as a bug")
+        return broken(name, error)
     return found
+
+
+def broken(name: str, error: BaseException) -> Facility:
+    """A facility of which the error keeps us from finding out whether it is there."""
+    if why := scarce.reason(error):
+        return Facility(name, False, f"{name} could not be probed", "", why, broken=True)
+    text = str(error).strip().splitlines()[-1]
+    return Facility(
+        name, False, f"the probe of {name} broke", text, "report this as a bug", broken=True
+    )
 
 
 def _outcome(name: str) -> Facility:
     try:
         PROBES[name]()
     except Unavailable as why:
+        if lacking := scarce.withheld(why):
+            return broken(name, lacking)
         return Facility(name, False, why.reason, why.detail, why.remedy)
     return Facility(name, True)
 

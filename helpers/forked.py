@@ -26,7 +26,7 @@ from _pytest.runner import runtestprotocol
 
 from helpers import evidence, libc, privilege, scarce, series, timeouts
 from helpers.pressure import session
-from helpers.process import send_signal, signal_name
+from helpers.process import default_signals, send_signal, signal_name
 
 _LENGTH = 8
 
@@ -125,7 +125,10 @@ def outcome_in_child(item: pytest.Item, deadline: float) -> str:
     Most of what a failed case costs is its report: who runs a case under one fault after the
     other wants the word alone (a third of the time).
     """
-    message, _ = _forked(item, timeouts.scaled(deadline), _outcome, idle_only=False)
+    try:
+        message, _ = _forked(item, timeouts.scaled(deadline), _outcome, idle_only=False)
+    except scarce.SetupError:
+        return "skipped"
     return "failed" if message is None else str(message)
 
 
@@ -249,6 +252,7 @@ def _child(
         gc.disable()
         os.setpgid(0, 0)
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        default_signals()
         calm()
         evidence.records.clear()
         series.restart()
@@ -279,7 +283,7 @@ def calm() -> None:
     """Keep from this process what moves its pages for reasons of its own.
 
     Transparent huge pages (one touch would populate and lock 512 pages) and KSM; cases
-    about them switch them on again. Scheduling, limits and signals stay as they are.
+    about them switch them on again. Scheduling and limits stay as they are.
     """
     libc.prctl(libc.PR_SET_THP_DISABLE, 1, 0, 0, 0)
     if libc.outcome(libc.prctl, libc.PR_GET_MEMORY_MERGE, 0, 0, 0, 0) == "ok":

@@ -57,6 +57,32 @@ class ChildHung(ChildError):
     """The child passed its deadline and was killed."""
 
 
+_JOB_CONTROL = {
+    signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+}  # fmt: skip
+_INTERPRETER = {signal.SIGPIPE, signal.SIGXFSZ}
+"""Python ignores these itself, and says so by an OSError."""
+
+
+def default_signals(*, keep_job_control: bool = False) -> None:
+    """Give every signal its default action and block none, whatever the parent left us.
+
+    Ignored and blocked signals outlive execve(2): SIGCHLD ignored reaps children unseen, SIGTERM
+    ignored or blocked lets nobody end a child. ``keep_job_control``: leave ignored what a shell
+    has ignored on purpose (nohup, a job in the background). For the main thread only.
+    """
+    for number in signal.valid_signals() - _INTERPRETER:
+        action = signal.getsignal(number)
+        if action is signal.SIG_DFL or action is None:
+            continue
+        if action is signal.SIG_IGN and keep_job_control and number in _JOB_CONTROL:
+            continue
+        if action is signal.SIG_IGN or not keep_job_control:
+            ours = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, ours)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 def signal_name(number: int) -> str:
     """``"SIGKILL"`` for 9; ``"signal 40"`` where there is no name."""
     try:

@@ -50,6 +50,8 @@ class Missing:
     reason: str
     detail: str
     remedy: str
+    broken: bool = False
+    """Whether it is met could not be found out."""
 
     @property
     def constant(self) -> str:
@@ -81,13 +83,15 @@ def base(requirement: str) -> str:
     return name
 
 
-def wanted(option: str) -> frozenset[str]:
-    """The names in a ``--require`` option (``all`` stands for every name).
+def wanted(option: str | None) -> frozenset[str]:
+    """The names in a ``--require`` option (``all`` stands for every name; None: not given).
 
     Raises UnknownRequirement.
     """
     found: set[str] = set()
-    for name in filter(None, (part.strip() for part in option.split(","))):
+    for name in (part.strip() for part in option.split(",")) if option is not None else ():
+        if not name:
+            raise UnknownRequirement(f"{option!r} has an empty name (an unset variable?)")
         if name == "all":
             found.update(names())
         elif name in AMOUNTS:
@@ -235,7 +239,7 @@ def _facility(name: str, survey: Mapping[str, Facility]) -> Missing | None:
     found = survey[name]
     if found.available:
         return None
-    return Missing(name, found.reason, found.detail, found.remedy)
+    return Missing(name, found.reason, found.detail, found.remedy, found.broken)
 
 
 def first_missing(

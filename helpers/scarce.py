@@ -133,6 +133,37 @@ def fork() -> int:
         raise SetupError(error.errno, f"fork: {error.strerror}; {_PROCESSES}") from None
 
 
+def withheld(error: BaseException | None) -> BaseException | None:
+    """What ran out of descriptors, processes or threads on the way to this error, or None.
+
+    The machine lacks nothing then: an answer from it was not to be had.
+    """
+    while error is not None:
+        if getattr(error, "errno", errno.EAGAIN) in _WITHHELD and reason(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+_WITHHELD = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+_SPARE = 16
+
+
+def check_spare() -> None:
+    """Some descriptors and a process are to be had: tried. Raises SetupError."""
+    held: list[int] = []
+    try:
+        held += [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARE)]
+    except OSError as error:
+        raise SetupError(error.errno, reason(error) or str(error)) from None
+    finally:
+        for fd in held:
+            os.close(fd)
+    if (pid := fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def raise_soft_limits() -> None:
     """Raise the soft limits of open files and of file sizes to the hard ones.
 

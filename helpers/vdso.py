@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from helpers import libc
+from helpers import chain, libc
 from helpers.observe import maps
 
 ARCH_MAP_VDSO_64 = 0x2003  # arch/x86/include/uapi/asm/prctl.h
@@ -20,7 +20,8 @@ def map_again() -> tuple[int, int]:
     """Unmap them all and have the kernel map them anew in the same place: (low, high).
 
     Only for a child: between the two calls the C library's clock would crash. Raises OSError
-    where the kernel lacks ARCH_MAP_VDSO_64 (CONFIG_CHECKPOINT_RESTORE) or the vdso.
+    where the kernel lacks ARCH_MAP_VDSO_64 (CONFIG_CHECKPOINT_RESTORE) or the vdso, and
+    LookupError where the C library cannot chain calls (musl).
     """
     found = ranges()
     if libc.arch_prctl is None or not found:
@@ -29,7 +30,8 @@ def map_again() -> tuple[int, int]:
     # While it is mapped the kernel answers EEXIST, without the operation EINVAL.
     if libc.outcome(libc.arch_prctl, ARCH_MAP_VDSO_64, low) != "EEXIST":
         raise OSError(errno.EINVAL, "arch_prctl(ARCH_MAP_VDSO_64) is not there")
-    for start, end in found:
-        libc.munmap(start, end - start)
-    libc.arch_prctl(ARCH_MAP_VDSO_64, low)
+    # No interpreter in between: a tracer (coverage) would look at the clock.
+    steps: list[chain.Step] = [("munmap", (start, end - start)) for start, end in found]
+    steps.append(("arch_prctl", (ARCH_MAP_VDSO_64, low)))
+    chain.Chain(len(steps)).run(*steps)
     return low, high

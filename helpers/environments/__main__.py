@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from helpers import janitor
+from helpers import janitor, process
 from helpers.environments import rights, running, settings
 from helpers.environments.running import Environment, Outcome
 from helpers.report import files, result
@@ -63,6 +63,7 @@ def _ended(number: int, frame: FrameType | None) -> None:
 def main(arguments: Sequence[str]) -> int:
     """The command line: its exit code."""
     given, options = _parser().parse_known_args(arguments)
+    process.default_signals(keep_job_control=True)
     chosen = list(_SETS[given.set]())
     if given.only is not None:
         wanted = [part.strip() for part in given.only.split(",")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from helpers import process
 from helpers.faults import catalogue, matrix
 from helpers.report.tool import Parser, ended, say
 
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
     merge.add_argument("out", type=Path, metavar="OUT")
     merge.add_argument("parts", nargs="+", type=Path, metavar="DIR")
     given, rest = parser.parse_known_args(arguments)
+    process.default_signals(keep_job_control=True)
     if rest and given.command != "matrix":
         parser.error(f"{given.command} has no argument {rest[0]}")
     if given.command == "matrix" and not given.out:

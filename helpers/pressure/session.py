@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from helpers import guard, janitor, requirements
+from helpers import facilities, guard, janitor, requirements, scarce
 from helpers.facilities import Facility
 from helpers.pressure import cgroup, swap
 
@@ -86,6 +86,12 @@ def pytest_configure(config: pytest.Config) -> None:
         path = config.getoption(option)
         if path and not os.path.isdir(path):
             raise pytest.UsageError(f"memlock-tests: {option} {path} is not a folder")
+    path = config.getoption("--cgroup")
+    if path and not os.path.exists(os.path.join(path, "cgroup.procs")):
+        raise pytest.UsageError(
+            f"memlock-tests: --cgroup {path} is no cgroup; name a folder of a cgroup file system "
+            "with the memory controller"
+        )
     config.addinivalue_line(
         "markers", "exclusive: no other case of any worker or run of this user at the same time"
     )
@@ -108,6 +114,12 @@ def _begin(config: pytest.Config) -> Pressure:
     sysctl = Facility("allow-sysctl", True) if allowed else _missing(
         "allow-sysctl", "changing settings was not allowed", "", "pass --allow-sysctl"
     )  # fmt: skip
+    try:
+        scarce.check_spare()
+    except scarce.SetupError as error:
+        unknown = {name: facilities.broken(name, error) for name in NAMES}
+        unknown["allow-sysctl"] = sysctl
+        return Pressure(janitor.Run(Path("/nonexistent")), facilities=unknown)
     stack = config.stash[stack_key] = ExitStack()
     config.stash[problems_key] = problems = []
     _, left = janitor.clear_stale()
@@ -129,6 +141,11 @@ def _begin(config: pytest.Config) -> Pressure:
         made.parent = cgroup.find(run, config.getoption("--cgroup"))
         made.facilities["cgroup"] = Facility("cgroup", True)
     except OSError as error:
+        if given := config.getoption("--cgroup"):
+            raise pytest.UsageError(
+                f"memlock-tests: --cgroup {given}: no memory cgroup can be made in it "
+                f"({error.strerror or error}); delegate one: systemd-run --scope -p Delegate=yes"
+            ) from None
         made.facilities["cgroup"] = _missing(
             "cgroup", "no memory cgroup can be made", error.strerror or str(error),
             "run as root with CAP_DAC_OVERRIDE, or delegate one: systemd-run --scope "

@@ -195,10 +195,10 @@ def _sysv_shm() -> None:
 def _map_vdso() -> None:
     try:
         vdso.map_again()
-    except OSError as error:
+    except (OSError, LookupError) as error:
         raise Unavailable(
             "the vdso cannot be mapped again", str(error),
-            "x86-64 with CONFIG_CHECKPOINT_RESTORE=y",
+            "x86-64 with CONFIG_CHECKPOINT_RESTORE=y, and glibc",
         ) from None  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from helpers import timeouts
+from helpers import process, timeouts
 from helpers.report import compare
 from helpers.report.files import Unreadable
 from helpers.report.result import load
@@ -91,6 +91,7 @@ def verify(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
 def main(arguments: Sequence[str]) -> int:
     """Run the suite on each kernel, one after the other. Raises :class:`Problem`."""
     options, theirs = parse(arguments)
+    process.default_signals(keep_job_control=True)
     if options.list:
         print("\n".join(f"debian:{suite}/{flavour}" for suite in SUITES for flavour in FLAVOURS))
         return 0

@@ -164,7 +164,13 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]
     """Give our options and the words for pytest. Raises :class:`Problem`."""
     made, names = parser()
     ours, theirs = split(arguments, names, SUITE)
+    for word in ours:
+        name, joined, value = word.partition("=")
+        if not word or (joined and not value and name in names):
+            raise Problem(f"{name or 'a word'} has no value (an unset variable?)")
     options = made.parse_args(ours)
+    if not options.mirror:
+        raise Problem("MEMLOCK_MIRROR has no value; give it one or unset it")
     if not options.kernels and not options.list:
         raise Problem(
             "no KERNEL given: a path, a folder or a name such as debian:trixie, before pytest's "
