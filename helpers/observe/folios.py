@@ -7,6 +7,8 @@ their own, which are clear. So a page is judged by its head.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from helpers.memory import Region
@@ -14,6 +16,7 @@ from helpers.observe import pagemap
 
 HEAD = 1 << pagemap.KPF["COMPOUND_HEAD"]
 TAIL = 1 << pagemap.KPF["COMPOUND_TAIL"]
+SWAPCACHE = 1 << pagemap.KPF["SWAPCACHE"]
 _LASTING = HEAD | TAIL | pagemap.MLOCKED | pagemap.UNEVICTABLE
 _ORDERS = range(1, 17)
 _STEP = 512
@@ -43,6 +46,11 @@ class Folio:
     def mlocked(self) -> bool:
         """PG_mlocked of the head."""
         return bool(self.words[0] & pagemap.MLOCKED)
+
+    @property
+    def swap_cached(self) -> bool:
+        """PG_swapcache of the head: swap slots are given to all of its pages."""
+        return bool(self.words[0] & SWAPCACHE)
 
     @property
     def tails_follow(self) -> bool:
@@ -109,3 +117,9 @@ def sizes(region: Region, pid: int | str = "self") -> dict[int, int]:
 def mlocked(region: Region, pid: int | str = "self") -> list[bool]:
     """For each page: its folio is PG_mlocked."""
     return [folio.mlocked for folio in of(region, pid)]
+
+
+def crossing(found: Sequence[Folio]) -> list[bool]:
+    """For each of these folios, as :func:`of` gave them: not all of its pages are among them."""
+    pages = Counter(folio.head for folio in found)
+    return [pages[folio.head] < folio.size for folio in found]

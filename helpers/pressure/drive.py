@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers import libc, series
+from helpers import libc, lru, series
 from helpers.libc import PAGE
 from helpers.memory import Region
+from helpers.observe import folios
 from helpers.pressure import twins
 from helpers.pressure.cgroup import Cgroup
 from helpers.process import Child
@@ -33,6 +34,21 @@ def until_gone(drive: Callable[[], object], pid: int, *controls: Region) -> None
             return
     text = ", ".join(f"{twins.gone(c, pid)} of {c.pages} {c.kind} pages" for c in left)
     inconclusive(f"reclaim took only {text} that were not locked")
+
+
+def until_met(drive: Callable[[], object], pid: int, region: Region) -> None:
+    """Repeat ``drive()`` until reclaim has met each large folio of the region: it is split, or
+    marked, or holds swap slots; else inconclusive.
+
+    The first pass may only clear the marks of use (folio_check_references() in mm/vmscan.c).
+    """
+    for _ in range(PASSES):
+        lru.drain()
+        found = folios.of(region, pid)
+        if all(f.size == 1 or f.swap_cached or f.marks != "-" for f in found if f.head):
+            return
+        drive()
+    inconclusive(f"reclaim did not come to {folios.sizes(region, pid)} pages that lie in folios")
 
 
 def taken(drive: Callable[[], object], pid: int, region: Region) -> bool:

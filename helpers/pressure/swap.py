@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers import libc, mounts, timeouts
+from helpers import kernel, libc, mounts, timeouts
 from helpers.janitor import PATIENCE, RUN_NAME, Run
 from helpers.libc import PAGE
 
@@ -52,6 +52,15 @@ def areas() -> list[str]:
     """Paths in /proc/swaps, escapes undone."""
     lines = Path("/proc/swaps").read_text().splitlines()[1:]
     return [line.split()[0].replace("\\040", " ") for line in lines]
+
+
+def takes_large_folios() -> bool:
+    """A large folio can get slots for all its pages at once, and be swapped out unsplit.
+
+    Since 6.10, and on a block device alone, rotating or not (SWP_BLKDEV in mm/swapfile.c).
+    """
+    lines = Path("/proc/swaps").read_text().splitlines()[1:]
+    return kernel.version() >= (6, 10, 0) and any(line.split()[1] == "partition" for line in lines)
 
 
 def is_on(path: str) -> bool:

@@ -8,7 +8,7 @@ from helpers import libc, lru, thp
 from helpers.libc import PAGE
 from helpers.memory import Region
 from helpers.observe import account, folios, maps, pagemap, rusage, status
-from helpers.pressure import drive
+from helpers.pressure import drive, swap, twins
 from helpers.process import Child
 from helpers.report.verdicts import inconclusive
 
@@ -225,17 +225,29 @@ def build(region):
 @pytest.mark.claim("W1", "W17")
 def test_reclaim_takes_the_unlocked_part_of_a_folio(pressure):
     """Under pressure folios that are locked in part are split: the unlocked pages go, the locked
-    stay, each mlocked."""
+    stay, each mlocked; where a swap area takes folios whole, none goes from behind the lock."""
     with region_of(pressure, touch=False) as region, pressure.cgroup() as group, Child() as child:
         group.add(child.pid)
         child.call(build, region)
         need_large(region, child.pid)
         held = region.sub(S // 2, 2 * S)
-        rest = region.sub(2 * S + S // 2, N - 2 * S - S // 2)
+        before, behind = region.sub(0, S // 2), region.sub(2 * S + S // 2, S - S // 2)
         child.call(libc.mlock, held.addr, held.size)
         child.call(lru.drain)
-        drive.until_gone(group.reclaim, child.pid, rest)
+        drive.until_gone(group.reclaim, child.pid, region.sub(3 * S, S))
+        drive.until_met(group.reclaim, child.pid, held)
         child.call(lru.drain)
         assert pagemap.present_count(held.addr, held.pages, child.pid) == held.pages, "stay"
-        assert folios.mlocked(held, child.pid) == [True] * held.pages, "mlocked"
+        found = folios.of(held, child.pid)
+        crossing = folios.crossing(found)
+        assert [folio.mlocked for folio in found] == [not c for c in crossing], "mlocked if split"
+        # As huge pages are (test_kind_thp.py): unmapped up to the lock and no further.
+        whole = [folio for folio, crosses in zip(found, crossing) if crosses]
+        assert not whole or swap.takes_large_folios(), "no area takes large folios: split"
+        assert all(folio.swap_cached for folio in whole), "not split: they have their slots"
         assert child.call(numbers, held) == list(range(S // 2, S // 2 + 2 * S)), "contents"
+        assert twins.gone(before, child.pid) >= before.pages - 1, "before the lock: they go"
+        if crossing[-1]:
+            assert twins.gone(behind, child.pid) == 0, "behind it in a whole folio: they stay"
+            child.call(libc.munlock, held.addr, held.size)
+        assert drive.taken(group.reclaim, child.pid, behind), "without the lock in the way: they go"
