@@ -229,10 +229,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if stack_key not in config.stash:
         return
-    made = config.stash[pressure_key]
-    config.stash[stack_key].close()
     problems = config.stash[problems_key]
-    if before_key in config.stash:
+    try:
+        config.stash[stack_key].close()
+    except (OSError, ValueError) as error:  # its record stays: the janitor has a try of its own
+        problems.append(str(error))
+    made = config.stash.get(pressure_key, None)  # None: interrupted while it was made
+    if made is not None and before_key in config.stash:
         problems += guard.differences(config.stash[before_key], made.run.name)
     if problems and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

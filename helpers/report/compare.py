@@ -13,7 +13,7 @@ from helpers.report.result import Result, Unreadable
 from helpers.report.verdicts import Behaviour, Verdict
 
 _BAD = {Verdict.FAILED, Verdict.BROKEN}
-_UNKNOWN = {Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE}
+_UNKNOWN = {Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE, Verdict.NOT_RUN}
 SLOWER = 3.0
 """A duration is an outlier if it is this many times the other …"""
 SECONDS = 0.5
@@ -169,7 +169,7 @@ def as_json(found: Comparison) -> str:
 
 MARKS = {
     Verdict.VERIFIED: "+", Verdict.DEVIATES: "D", Verdict.FAILED: "F", Verdict.BROKEN: "B",
-    Verdict.INCONCLUSIVE: "?", Verdict.NOT_VERIFIED: ".",
+    Verdict.INCONCLUSIVE: "?", Verdict.NOT_VERIFIED: ".", Verdict.NOT_RUN: "-",
 }  # fmt: skip
 LEGEND = (
     "  ".join(f"{mark} {verdict.value}" for verdict, mark in MARKS.items()) + "  (blank) absent"

@@ -22,10 +22,11 @@ from helpers.report.verdicts import Behaviour, Verdict
 CLASSES = {
     Verdict.VERIFIED: "ok", Verdict.DEVIATES: "dev", Verdict.FAILED: "bad", Verdict.BROKEN: "bad",
     Verdict.INCONCLUSIVE: "dim", Verdict.NOT_VERIFIED: "dim",
+    Verdict.NOT_RUN: "dim",
 }  # fmt: skip
 MARKS = {
     Verdict.VERIFIED: "✓", Verdict.DEVIATES: "≠", Verdict.FAILED: "✗", Verdict.BROKEN: "!",
-    Verdict.INCONCLUSIVE: "?", Verdict.NOT_VERIFIED: "·",
+    Verdict.INCONCLUSIVE: "?", Verdict.NOT_VERIFIED: "·", Verdict.NOT_RUN: "-",
 }  # fmt: skip
 
 
