@@ -12,6 +12,7 @@ from helpers import start
 
 # In order of import, so that pytest can rewrite each one's assertions.
 pytest_plugins = (
+    "helpers.signals",
     "helpers.pressure.session",
     "helpers.forked",
     "helpers.faults.plugin",

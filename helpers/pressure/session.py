@@ -247,11 +247,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if stack_key not in config.stash:
         return
-    made = config.stash[pressure_key]
-    changed = made.run.settings()
-    config.stash[stack_key].close()
     problems = config.stash[problems_key]
-    if before_key in config.stash:
+    made = config.stash.get(pressure_key, None)  # None: interrupted while it was made
+    changed = made.run.settings() if made is not None else None
+    try:
+        config.stash[stack_key].close()
+    except (OSError, ValueError) as error:  # its record stays: the janitor has a try of its own
+        problems.append(str(error))
+    if made is not None and changed is not None and before_key in config.stash:
         lines, config.stash[notes_key] = guard.differences(
             config.stash[before_key], made.run.name, changed
         )

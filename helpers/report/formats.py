@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from helpers.report.verdicts import Behaviour, Verdict
+from helpers.report.verdicts import Behaviour, Verdict, missing
 
 _OK = {Verdict.VERIFIED, Verdict.DEVIATES, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE}
 
@@ -64,17 +64,22 @@ def _suffix(b: Behaviour) -> str:
         return " # SKIP inconclusive"
     if b.verdict is Verdict.DEVIATES:
         return " # XFAIL"
+    if b.verdict is Verdict.NOT_RUN:
+        return " # ERROR not run"
     return ""
 
 
 def ktap(behaviours: Iterable[Behaviour]) -> str:
-    """KTAP version 1: a subtest a chapter."""
+    """KTAP version 1: a subtest a chapter. What was not run is not ok."""
     behaviours = list(behaviours)
     names = words(behaviours)
     chapters: dict[str, list[Behaviour]] = {}
     for b in behaviours:
         chapters.setdefault(b.chapter or "other", []).append(b)
-    lines = ["KTAP version 1", f"1..{len(chapters)}"]
+    lines = ["KTAP version 1"]
+    if lacking := missing(behaviours):
+        lines.append(f"# incomplete: {lacking}")
+    lines.append(f"1..{len(chapters)}")
     for number, (chapter, rows) in enumerate(chapters.items(), 1):
         lines += ["    KTAP version 1", f"    # Subtest: {word(chapter)}", f"    1..{len(rows)}"]
         for index, b in enumerate(rows, 1):
@@ -94,6 +99,7 @@ def ktap(behaviours: Iterable[Behaviour]) -> str:
 _TMT = {
     Verdict.VERIFIED: "pass", Verdict.DEVIATES: "info", Verdict.FAILED: "fail",
     Verdict.BROKEN: "error", Verdict.NOT_VERIFIED: "skip", Verdict.INCONCLUSIVE: "info",
+    Verdict.NOT_RUN: "error",
 }  # fmt: skip
 
 
@@ -105,7 +111,7 @@ def tmt(behaviours: Iterable[Behaviour]) -> str:
         {
             "name": "/" + names[b.id].replace(".", "/"),
             "result": _TMT[b.verdict],
-            "note": [b.reason] if b.reason else [],
+            "note": ["not run"] * (b.verdict is Verdict.NOT_RUN) + [b.reason] * bool(b.reason),
             "duration": f"{int(b.duration) // 3600:02}:{int(b.duration) // 60 % 60:02}"
             f":{int(b.duration) % 60:02}",
         }

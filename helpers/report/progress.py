@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A reporter of somebody else's (pytest-sugar) has its own idea of progress.
     if type(reporter).__module__ != "_pytest.terminal" or config.option.verbose > 0:
         return
-    if not (hasattr(config, "workerinput") or config.option.collectonly):
+    if not hasattr(config, "workerinput") and terminal.runs_cases(config):
         config.pluginmanager.register(Progress(config, reporter), "memlock-progress")
 
 

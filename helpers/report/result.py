@@ -2,11 +2,14 @@
 
 The file is valid JSON after every case: the tail that closes it is overwritten by the next
 behaviour in one write, so a run that is killed leaves what it found out by then, with
-``"complete": false``. The end of the run replaces it atomically.
+``"complete": false``. The end of the run replaces it atomically. A full disk leaves the last of
+these states.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import time
@@ -66,9 +69,14 @@ def as_dict(behaviour: Behaviour) -> dict[str, Any]:
 
 
 class Writer:
-    """Writes ``result.json`` in a folder as the run goes. Raises OSError where it cannot."""
+    """Writes ``result.json`` in a folder as the run goes. Raises OSError where it cannot.
 
-    def __init__(self, folder: Path, facilities: Iterable[Facility]) -> None:
+    ``collected``: how many cases the run is to have.
+    """
+
+    def __init__(
+        self, folder: Path, facilities: Iterable[Facility], collected: int | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE
         self.run: dict[str, Any] = {
@@ -79,20 +87,29 @@ class Writer:
             **machine.describe(),
             "facilities": [vars(f) for f in facilities],
         }
-        head = {"schema": SCHEMA, "run": self.run, "complete": False}
+        self._told = {} if collected is None else {"collected": collected}
+        head = {"schema": SCHEMA, "run": self.run, "complete": False, **self._told}
         text = json.dumps(head)[:-1] + ', "behaviours": [' + _TAIL
-        temporary = self.path.with_suffix(".new")
-        temporary.write_text(text)
-        os.replace(temporary, self.path)
+        replace(self.path, text)
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         self._end = len(text.encode()) - len(_TAIL)
         self._first = True
 
     def add(self, behaviour: Behaviour) -> None:
-        """Append one behaviour that has its verdict."""
+        """Append one behaviour that has its verdict.
+
+        Where there is no room for it the file stays what it was: :meth:`finish` tells.
+        """
         text = ("" if self._first else ",") + "\n" + json.dumps(as_dict(behaviour))
         data = text.encode() + _TAIL.encode()
-        os.pwrite(self._fd, data, self._end)
+        try:
+            if os.pwrite(self._fd, data, self._end) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            # The old tail lies in a block that the file has: no room is wanted for it.
+            os.pwrite(self._fd, _TAIL.encode(), self._end)
+            os.ftruncate(self._fd, self._end + len(_TAIL))
+            return
         self._end += len(data) - len(_TAIL)
         self._first = False
 
@@ -104,24 +121,34 @@ class Writer:
         complete: bool = True,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Replace the file by its final form; ``complete`` if every case has had its turn.
+        """Replace the file by its final form; ``complete`` if every case has run.
 
         ``extra``: further members, as :data:`extra_key` has them.
         """
         os.close(self._fd)
         self.run |= {"ended": time.time(), "exit_code": exit_code}
-        head = {"schema": SCHEMA, "run": self.run, "complete": complete, **(extra or {})}
-        _replace(self.path, head, [as_dict(b) for b in behaviours])
+        head = {"schema": SCHEMA, "run": self.run, "complete": complete, **self._told}
+        _write(self.path, head | dict(extra or {}), [as_dict(b) for b in behaviours])
 
 
-def _replace(path: Path, head: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+def _write(path: Path, head: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
     text = ",\n".join(map(json.dumps, rows))
-    temporary = path.with_suffix(".new")
-    with temporary.open("w") as file:
-        file.write(f'{json.dumps(head)[:-1]}, "behaviours": [\n{text}{_TAIL}')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(path, f'{json.dumps(head)[:-1]}, "behaviours": [\n{text}{_TAIL}')
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a file as a whole, or leave it as it is and raise OSError."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def carry(path: Path, folder: Path) -> None:
@@ -139,7 +166,7 @@ def carry(path: Path, folder: Path) -> None:
     value = reading.whole(made.path) | {"sensitivity": matrix.packed(data)}
     rows = value.pop("behaviours")
     try:
-        _replace(made.path, value, rows)
+        _write(made.path, value, rows)
     except (ValueError, RecursionError) as error:  # members that nobody checks
         raise Unreadable(f"{made.path}: cannot be written again: {error}") from None
     except OSError as error:

@@ -5,36 +5,130 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import pytest
+from _pytest.junitxml import LogXML, xml_key
 
-from helpers import evidence, gating, kernel, libc, series
-from helpers.report.verdicts import Behaviour, Verdict, gather
+from helpers import evidence, gating, kernel, libc, series, signals
+from helpers.report.verdicts import PHASES, Behaviour, Verdict, gather, missing, not_run, reason_of
 
+LISTENER = "memlock-listener"
 behaviours_key = pytest.StashKey[dict[str, Behaviour]]()
 COLUMNS = (
     Verdict.VERIFIED, Verdict.DEVIATES, Verdict.FAILED, Verdict.BROKEN, Verdict.INCONCLUSIVE,
-    Verdict.NOT_VERIFIED,
+    Verdict.NOT_VERIFIED, Verdict.NOT_RUN,
 )  # fmt: skip
 _ALWAYS = {Verdict.VERIFIED, Verdict.DEVIATES, Verdict.FAILED, Verdict.NOT_VERIFIED}
 
 
+def runs_cases(config: pytest.Config) -> bool:
+    """False where pytest is asked to collect or to set up only: nothing is verified by that."""
+    return not (config.option.collectonly or config.option.setuponly)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[behaviours_key] = {}
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Listener(config), "memlock-listener")
+    if hasattr(config, "workerinput"):
+        return
+    if runs_cases(config):
+        config.pluginmanager.register(Listener(config), LISTENER)
+    elif xml := config.stash.get(xml_key, None):
+        # Its readers take a case without a failure for passed.
+        config.pluginmanager.unregister(xml)
+        del config.stash[xml_key]
 
 
 class Listener:
-    """Gathers the verdicts in the controlling process."""
+    """Gathers the verdicts in the controlling process, and knows what has none."""
 
     def __init__(self, config: pytest.Config) -> None:
+        self.config = config
         self.behaviours = config.stash[behaviours_key]
+        self.collected: dict[str, Behaviour] = {}
+        self.whole = True
+        """Every module could be collected, and (at the end) every case has run."""
+        self.why = ""
+        self._ran = False
+        self._unended: dict[str, pytest.TestReport] = {}
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.whole = False
+            row = self.behaviours[report.nodeid] = not_run(report.nodeid)
+            row.verdict, row.reason = Verdict.BROKEN, report.longreprtext
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            self.collected[item.nodeid] = not_run(item.nodeid, item.user_properties)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        for node in ids:
+            self.collected.setdefault(node, not_run(node))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        self._ran = True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         gather(self.behaviours, report)
+        self._unended[report.nodeid] = report
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._unended.pop(nodeid, None)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        self.why = str(excinfo.value)
+
+    def pytest_internalerror(self) -> None:
+        self.why = "internal error"
+
+    @pytest.hookimpl(tryfirst=True)  # the reports of everybody else are made in this hook
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self._ran:
+            return  # --fixtures, --cache-show: no case was to run
+        names = " ".join(signals.received(self.config))
+        why = str(names or self.why or session.shouldfail or session.shouldstop or "")
+        why = why or "no report of it came back"
+        rows: list[tuple[Behaviour, pytest.TestReport | None]] = []
+        for node, report in self._unended.items():
+            row = self.behaviours[node]
+            if row.verdict not in {Verdict.FAILED, Verdict.BROKEN}:
+                row.verdict = Verdict.NOT_RUN
+                row.reason = reason_of(report) if report.when not in PHASES else why
+                rows.append((row, report))
+        for node, row in self.collected.items():
+            if node not in self.behaviours:
+                row.reason = why
+                self.behaviours[node] = row
+                rows.append((row, None))
+        if not rows:
+            return
+        self.whole = False
+        if session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if xml := self.config.stash.get(xml_key, None):
+            xml.add_global_property("incomplete", missing(self.behaviours.values()))
+            for row, last in rows:
+                _tell_junit(xml, row, last)
+
+
+def _tell_junit(xml: LogXML, row: Behaviour, last: pytest.TestReport | None) -> None:
+    """An error in place of a case that was not run."""
+    if last is not None and last.when not in PHASES:
+        return  # xdist's report of the crash is one
+    report = pytest.TestReport(
+        nodeid=row.id, location=(row.id.partition("::")[0], None, row.id), keywords={},
+        outcome="failed", longrepr=f"not run: {row.reason}", when="setup",
+        user_properties=[("chapter", row.chapter), ("statement", row.statement)],
+    )  # fmt: skip
+    if (node := getattr(last, "node", None)) is not None:  # by this it finds what it has of it
+        report.node = node  # type: ignore[attr-defined]
+    xml.pytest_runtest_logreport(report)
+    xml.finalize(report)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -79,10 +173,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section(f"memory locking on Linux {kernel.release()}", "=")
     for line in table(behaviours):
         write(line)
+    if lacking := missing(behaviours):
+        write(f"incomplete: {lacking}")
     for title, lines in (
         ("deviates", deviating(behaviours)),
         ("mended here", mended(behaviours)),
         ("not verified", not_verified(behaviours)),
+        ("not run", [f"{n}x {why}" for why, n in _grouped(behaviours, Verdict.NOT_RUN)]),
         ("failed", failures(behaviours)),
     ):
         if lines:

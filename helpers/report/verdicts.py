@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import PurePath
 from typing import Any
 
 import pytest
@@ -23,10 +25,11 @@ class Verdict(StrEnum):
 
 
 INCONCLUSIVE_PREFIX = "inconclusive: "
+PHASES = ("setup", "call", "teardown")
 # A later phase may only make a verdict worse.
 _RANK = [
-    Verdict.VERIFIED, Verdict.DEVIATES, Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE,
-    Verdict.BROKEN, Verdict.FAILED,
+    Verdict.NOT_RUN, Verdict.VERIFIED, Verdict.DEVIATES, Verdict.NOT_VERIFIED,
+    Verdict.INCONCLUSIVE, Verdict.BROKEN, Verdict.FAILED,
 ]  # fmt: skip
 
 
@@ -48,6 +51,21 @@ class Behaviour:
     series: list[dict[str, Any]] = field(default_factory=list)
 
 
+def not_run(node: str, properties: Iterable[tuple[str, object]] = ()) -> Behaviour:
+    """A collected case of which nothing is known yet but what its mark and docstring say."""
+    told = dict(properties)
+    chapter = str(told.get("chapter") or PurePath(node.partition("::")[0]).parent.name)
+    statement, source, claim = (str(told.get(key, "")) for key in ("statement", "source", "claim"))
+    return Behaviour(node, chapter, statement, source, claim, verdict=Verdict.NOT_RUN)
+
+
+def missing(behaviours: Iterable[Behaviour]) -> str:
+    """``N of M cases did not run``; empty if all did."""
+    verdicts = [b.verdict for b in behaviours]
+    number = verdicts.count(Verdict.NOT_RUN)
+    return f"{number} of {len(verdicts)} cases did not run" if number else ""
+
+
 def inconclusive(reason: str) -> Any:
     """End the case: its control did not behave as a control must. Never a pass."""
     pytest.skip(f"{INCONCLUSIVE_PREFIX}{reason}")
@@ -66,6 +84,8 @@ def reason_of(report: pytest.TestReport) -> str:
 
 def verdict_of(report: pytest.TestReport) -> tuple[Verdict, str] | None:
     """Verdict and reason of one phase's report; None for a phase that merely went well."""
+    if report.when not in PHASES:
+        return None  # xdist's word on a case whose worker is gone: no report of its own
     if report.passed:
         return (Verdict.VERIFIED, "") if report.when == "call" else None
     reason = reason_of(report)
@@ -85,13 +105,7 @@ def gather(behaviours: dict[str, Behaviour], report: pytest.TestReport) -> None:
     properties = dict(report.user_properties)
     found = behaviours.get(report.nodeid)
     if found is None:
-        found = behaviours[report.nodeid] = Behaviour(
-            report.nodeid,
-            str(properties.get("chapter", "")),
-            str(properties.get("statement", "")),
-            str(properties.get("source", "")),
-            str(properties.get("claim", "")),
-        )
+        found = behaviours[report.nodeid] = not_run(report.nodeid, report.user_properties)
     found.duration += report.duration
     found.notes |= {k: str(properties[k]) for k in ("mended", "known") if k in properties}
     judged = verdict_of(report)

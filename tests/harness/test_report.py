@@ -142,7 +142,8 @@ def test_interrupted_run_says_so(suite):
     suite.run("--report", "out", "-x")
     found = result.load(suite.path / "out")
     assert not found.complete
-    assert [b.verdict for b in found.behaviours.values()] == [Verdict.VERIFIED, Verdict.FAILED]
+    verdicts = [b.verdict for b in found.behaviours.values()]
+    assert verdicts == [Verdict.VERIFIED, Verdict.FAILED] + 4 * [Verdict.NOT_RUN]
 
 
 def test_result_follows_its_schema(suite):
@@ -330,7 +331,7 @@ def test_kunit_parser_takes_our_ktap(tmp_path):
         cwd=judge.parents[3], env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert "[ERROR]" not in done.stdout, done.stdout
-    assert re.search(r"Ran 7 tests: passed: 3, failed: 2, skipped: 2", done.stdout), done.stdout
+    assert re.search(r"Ran 8 tests: passed: 3, failed: 3, skipped: 2", done.stdout), done.stdout
 
 
 def test_word_ids_are_words_and_distinct():
@@ -364,12 +365,12 @@ def test_lava_tells_behaviours_apart():
         for number, (p, v) in enumerate(
             [("[a.b]", Verdict.VERIFIED), ("[a_b]", Verdict.VERIFIED), ("[a b]", Verdict.FAILED),
              ("[1]", Verdict.NOT_VERIFIED), ("[2]", Verdict.INCONCLUSIVE),
-             ("[3]", Verdict.DEVIATES), ("[not ok 4 x]", Verdict.BROKEN)])
+             ("[3]", Verdict.DEVIATES), ("[not ok 4 x]", Verdict.BROKEN), ("[4]", Verdict.NOT_RUN)])
     ]  # fmt: skip
     seen = list(lava(formats.ktap(rows)))
     names = [name for name, _ in seen]
     assert len(set(names)) == len(names) == len(rows) + 1, "and one for the chapter"
-    assert Counter(v for _, v in seen) == {"pass": 3, "fail": 3, "skip": 2}
+    assert Counter(v for _, v in seen) == {"pass": 3, "fail": 4, "skip": 2}
     assert not any("left" in name for name in names), "what varies stands on diagnostic lines"
 
 
