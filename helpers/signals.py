@@ -4,8 +4,8 @@ The first one raises KeyboardInterrupt where pytest expects it. What comes after
 while the run is ending anyway, is noted and raises nothing: it would fall into the clean-up of the
 machine or into the writing of the result. A signal at any moment makes the exit code 2.
 
-A signal that our parent ignores stays ignored (nohup, a shell's background job), and every forked
-process has its old dispositions back: a case finds signals as the run was started with.
+A signal that our parent ignores stays ignored here (nohup, a shell's background job). A forked
+process has its old dispositions back, and a case the default ones (:mod:`helpers.forked`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ FINE = "def test_fine():\n    pass\n"
         (["--junitxml", "/proc/self/x/result.xml"], "cannot be written"),
         (["--report", "/proc/self/x"], "cannot be written"),
         (["--report", "/dev/null/x"], "cannot be written"),
-        (["--deadline", "0"], "--deadline wants seconds above 0"),
+        (["--deadline", "0"], "--deadline 0.0 is out of range"),
         (["--deadline", "soon"], "invalid float value"),
     ],
     ids=lambda v: "_".join(v).strip("-").replace("/", "") if isinstance(v, list) else "",

@@ -306,8 +306,8 @@ def test_any_series_of_signals_leaves_the_truth(suite, workers):
         assert "not as it was found" not in out, (told, out)
 
 
-def test_case_finds_the_signals_the_run_was_started_with(suite):
-    """The handlers of the run are not those of a case, and what a parent ignores stays ignored."""
+def test_case_finds_default_signals(suite):
+    """A case has neither the handlers of the run nor the signals that a parent ignores."""
     suite.case(
         """
 import signal
@@ -315,7 +315,7 @@ import signal
 def test_dispositions():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGQUIT) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
     )
