@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from helpers.model import compare, script
 from helpers.model import kernel as machines
 from helpers.model.compare import Divergence, Pair
-from helpers.model.script import ARENA, HEAP, HEAP_PAGES, MAX, Call, ScriptError, Unfit
+from helpers.model.script import ARENA, HEAP, HEAP_PAGES, MAX, Call, ScriptError
 
 WEIGHTS = {
     "mmap": 12, "munmap": 4, "mprotect": 8, "mremap": 9, "madvise": 8, "mlock": 10, "mlock2": 7,
@@ -188,6 +188,3 @@ def shrunk(found: Divergence) -> Divergence:
 def _paired(calls: Sequence[Call]) -> bool:
     names = [c.name for c in calls if c.name in {"fork", "exit"}]
     return all(name == ("fork", "exit")[n % 2] for n, name in enumerate(names))
-
-
-__all__ = ["Dice", "Result", "Unfit", "run", "sequence", "shrunk"]

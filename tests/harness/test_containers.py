@@ -382,5 +382,5 @@ def test_marks_of_a_container_count_only_inside_one(monkeypatch):
     inside = os.stat("/proc/self/ns/pid").st_ino != container._PID_INIT_INO
     assert container.engine() == ("podman" if inside else "")
     there = os.stat_result([0o100444, 12345, *[0] * 8])
-    monkeypatch.setattr(container.os, "stat", lambda path: there)
+    monkeypatch.setattr(os, "stat", lambda *_, **__: there)
     assert container.engine() == "podman"

@@ -13,6 +13,7 @@ import pytest
 from helpers import guard, kernel, privilege, process, requirements
 from helpers.environments import rights, running, settings
 from helpers.observe import status
+from helpers.report.verdicts import Behaviour, Verdict
 
 MAY_CHANGE_USER = pytest.mark.needs("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 
@@ -216,8 +217,7 @@ def test_baseline_is_compared_case_by_case():
     class Made:
         def __init__(self, **verdicts):
             self.behaviours = {
-                n: running.Behaviour(n, verdict=running.Verdict(v), reason=r)
-                for n, (v, r) in verdicts.items()
+                n: Behaviour(n, verdict=Verdict(v), reason=r) for n, (v, r) in verdicts.items()
             }
 
     before = Made(a=("verified", ""), b=("verified", ""), c=("not verified", "x"))

@@ -193,7 +193,7 @@ def test_without_ptrace_nothing_runs(suite):
 )
 def test_a_kernel_without_filters_is_refused(monkeypatch, missing, text):
     """Where system calls cannot be filtered, the probe says so: no fault is taken for acting."""
-    monkeypatch.setattr(plugin.tracing, "stop_at", missing)
+    monkeypatch.setattr("helpers.faults.tracing.stop_at", missing)
     with pytest.raises(Refused, match=text):
         plugin.probe()
 

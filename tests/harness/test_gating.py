@@ -2,6 +2,7 @@
 
 import subprocess
 
+import psutil
 import pytest
 
 from helpers import gating, requirements
@@ -170,7 +171,7 @@ def test_other_requirement_does_not_fail(powerless):
 def test_budget_defaults_to_a_tenth(monkeypatch):
     """The default budget is a tenth of MemAvailable, at most 1 GiB."""
     memory = type("memory", (), {"available": 4 << 30})
-    monkeypatch.setattr(gating.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert gating.budget(None) == (4 << 30) // 10
     memory.available = 64 << 30
     assert gating.budget(None) == 1 << 30

@@ -72,9 +72,9 @@ def test_all_formats_agree(suite, workers):
     told = dict(zip(re.split(r"  +", header.strip()), map(int, ROW.search(done.stdout)[1].split())))
     assert told == {v.value: n for v, n in counts.items()}
 
-    ktap = (suite.path / "out" / "result.ktap").read_text()
+    text = (suite.path / "out" / "result.ktap").read_text()
     names = formats.words(found.behaviours.values())
-    pairs = re.findall(r"^    ((?:not )?ok) \d+ (\S+)", ktap, re.MULTILINE)
+    pairs = re.findall(r"^    ((?:not )?ok) \d+ (\S+)", text, re.MULTILINE)
     lines = {name: ok for ok, name in pairs}
     bad = {Verdict.FAILED, Verdict.BROKEN}
     assert lines == {
@@ -297,9 +297,9 @@ def test_hostile_text_is_shown_as_text(tmp_path):
         assert "\nnot ok" not in out
     assert "<script>" not in report("compare", a, b, "--markdown").stdout
     behaviour = Behaviour(HOSTILE, "calls", verdict=Verdict.NOT_VERIFIED, reason=HOSTILE)
-    ktap = formats.ktap([behaviour])
-    assert len(re.findall(r"^ *(not )?ok ", ktap, re.MULTILINE)) == 2
-    assert "\x1b" not in ktap
+    text = formats.ktap([behaviour])
+    assert len(re.findall(r"^ *(not )?ok ", text, re.MULTILINE)) == 2
+    assert "\x1b" not in text
     if report("html", b, "-o", tmp_path / "x.html").returncode == 0:
         assert report("html", a, "-o", tmp_path / "h.html").returncode == 0
         assert "<script" not in (tmp_path / "h.html").read_text()
@@ -342,13 +342,13 @@ def test_word_ids_are_words_and_distinct():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", n) for n in names)
 
 
-def lava(ktap):
+def lava(text):
     """What LAVA's kselftest parser (Linaro test-definitions) makes of it: (name, verdict) pairs.
 
     It takes every line with "ok", a number and a rest, strips "# …" of failures only, and turns
     the rest into a name.
     """
-    for line in ktap.splitlines():
+    for line in text.splitlines():
         if found := re.match(r".*?(not )?ok \d{1,5} (.*)$", line):
             bad, rest = found.groups()
             verdict = "fail" if bad else "skip" if "# SKIP" in rest else "pass"

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib
 import io
 import json
 import os
@@ -19,9 +20,7 @@ pytest.importorskip("msgspec", reason="needs msgspec: pip install msgspec")
 pytest.importorskip("jinja2", reason="needs jinja2: pip install jinja2")
 
 from helpers import timeouts
-from helpers.faults import __main__ as faults
 from helpers.faults import matrix
-from helpers.report import __main__ as report
 from helpers.report import formats, result
 from helpers.report.files import Unreadable
 from helpers.report.verdicts import Verdict
@@ -91,12 +90,14 @@ def kept(path, value):
     return path
 
 
-def tool(module, *arguments):
-    """Run a tool in this process: exit code, standard output, lines of standard error."""
+def tool(name, *arguments):
+    """``helpers.NAME`` in this process: exit code, standard output, lines of standard error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = module.main([str(each) for each in arguments])
+            code = importlib.import_module(f"helpers.{name}.__main__").main(
+                [str(each) for each in arguments]
+            )
         except SystemExit as end:
             code = end.code
     return code, out.getvalue(), err.getvalue().splitlines()
@@ -201,14 +202,14 @@ def test_damaged_files_end_in_one_line(tmp_path, part):
         what = f"seed {SEED + part}, {number}: {bad.read_bytes()[:3000]!r}"
         page.unlink(missing_ok=True)
         if number % 3 == 2:
-            codes.add(judged(tool(faults, "merge", tmp_path / "m", bad, lies), what))
-            codes.add(judged(tool(report, "carry", third, bad), what))
+            codes.add(judged(tool("faults", "merge", tmp_path / "m", bad, lies), what))
+            codes.add(judged(tool("report", "carry", third, bad), what))
         else:
             for form in ((), ("--json",), ("--markdown",)):
-                codes.add(judged(tool(report, "compare", good, bad, *form), what))
-                codes.add(judged(tool(report, "compare", good, third, bad, *form), what))
-            codes.add(judged(tool(report, "html", bad, "-o", page), what))
-            codes.add(judged(tool(report, "carry", bad, lies), what))
+                codes.add(judged(tool("report", "compare", good, bad, *form), what))
+                codes.add(judged(tool("report", "compare", good, third, bad, *form), what))
+            codes.add(judged(tool("report", "html", bad, "-o", page), what))
+            codes.add(judged(tool("report", "carry", bad, lies), what))
         if page.exists():
             assert not FOREIGN.search(page.read_text(encoding="utf-8")), what
         assert result.load(good).behaviours.keys() == {r["id"] for r in rows}
@@ -255,7 +256,7 @@ def test_complete_is_true_or_false(tmp_path, value):
     """``complete`` of another kind is no result, where it once counted as complete."""
     bad = kept(tmp_path / "bad.json", whole("bad", complete=value))
     good = kept(tmp_path / "good.json", whole("good"))
-    code, _, lines = tool(report, "compare", good, bad)
+    code, _, lines = tool("report", "compare", good, bad)
     assert (code, len(lines)) == (4, 1)
     assert "complete" in lines[0]
 
@@ -278,10 +279,10 @@ def test_incomplete_is_said_in_every_form(tmp_path, form, how):
     number, options = FORMS[form]
     rows = [*ROWS, row("g")]
     files = [kept(tmp_path / f"{n}.json", whole(str(n), rows)) for n in range(number - 1)]
-    _, out, _ = tool(report, "compare", *files, files[0], *options)
+    _, out, _ = tool("report", "compare", *files, files[0], *options)
     assert "incomplete" not in out
     files.append(kept(tmp_path / "x.json", whole("x", **LACKING[how])))
-    code, out, lines = tool(report, "compare", *files, *options)
+    code, out, lines = tool("report", "compare", *files, *options)
     assert (code, lines) == (1, []), "a case that was verified is not there, or was not run"
     assert "incomplete" in out
     if "--json" in options:
@@ -297,7 +298,7 @@ def test_page_says_incomplete(tmp_path, how):
     kept(tmp_path / "y.json", whole("y"))
     for name in "xy":
         file, out = tmp_path / f"{name}.json", tmp_path / f"{name}.html"
-        assert tool(report, "html", file, "-o", out)[0] == 0
+        assert tool("report", "html", file, "-o", out)[0] == 0
     texts = [(tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in "xy"]
     assert ["incomplete" in text for text in texts] == [True, False]
     assert ["Not run" in text for text in texts] == [how == "not-run", False]
@@ -307,7 +308,7 @@ def test_no_behaviours_are_no_agreement(tmp_path):
     """Results without behaviours do not compare as unchanged: one line, 4."""
     empty = [kept(tmp_path / f"{n}.json", whole(str(n), [])) for n in range(3)]
     for files in (empty[:2], empty):
-        code, out, lines = tool(report, "compare", *files)
+        code, out, lines = tool("report", "compare", *files)
         assert (code, out, len(lines)) == (4, "", 1)
         assert "no behaviours" in lines[0]
 
@@ -323,11 +324,11 @@ def test_older_results_are_read(tmp_path):
     late["behaviours"][0]["later"] = ["y"]
     late["behaviours"][1]["series"] = [{"kind": "later", "x": 1}]
     files = [kept(tmp_path / "old.json", old), kept(tmp_path / "late.json", late)]
-    code, out, lines = tool(report, "compare", *files)
+    code, out, lines = tool("report", "compare", *files)
     assert (code, lines) == (0, [])
     assert "no verdict changed (6 behaviours)" in out
     lies = kept(tmp_path / "lies.json", SENSITIVITY)
-    assert tool(report, "carry", files[1], lies) == (0, "", [])
+    assert tool("report", "carry", files[1], lies) == (0, "", [])
     assert json.loads(files[1].read_text())["later"] == {"x": [1e300]}, "nothing is lost"
 
 
@@ -338,13 +339,13 @@ def test_carry_says_what_it_cannot_write(tmp_path):
         text = json.dumps(whole("x", later="@")).replace('"@"', later)
         file = tmp_path / "x.json"
         file.write_text(text)
-        if judged(tool(report, "carry", file, lies), later[:20]):
+        if judged(tool("report", "carry", file, lies), later[:20]):
             assert file.read_text() == text
     file = kept(tmp_path / "y.json", whole("y", [row("a" * 100_000)]))
     text = file.read_text()
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, most))
-    code, _, lines = tool(report, "carry", file, lies)
+    code, _, lines = tool("report", "carry", file, lies)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert (code, len(lines), file.read_text()) == (4, 1, text)
     assert str(file) in lines[0]
@@ -359,7 +360,7 @@ def test_half_a_character_is_read_and_not_shown(tmp_path):
     file = kept(tmp_path / "odd.json", odd)
     names = [name.partition("::")[2] for name in result.load(file).behaviours][-2:]
     assert names == ["\ufffda \\ud800", "\U0001f600 \ufffd"]
-    code, out, lines = tool(report, "compare", good, file)
+    code, out, lines = tool("report", "compare", good, file)
     assert (code, lines) == (0, [])
     assert not FOREIGN.search(out)
 
@@ -382,21 +383,21 @@ def test_nothing_acts_on_terminal_or_page(tmp_path):
     b = kept(tmp_path / "b.json", whole("b", [ROWS[0]]))
     for form in ((), ("--json",), ("--markdown",)):
         for files in ((a, b), (b, a, kept(tmp_path / "c.json", whole("c")))):
-            code, out, lines = tool(report, "compare", *files, *form)
+            code, out, lines = tool("report", "compare", *files, *form)
             assert (code, lines) == (1, [])
             assert not FOREIGN.search(out), form
             assert "evil" in out or len(files) == 3, "it is shown as text"
-    assert tool(report, "html", a, "-o", tmp_path / "a.html")[0] == 0
+    assert tool("report", "html", a, "-o", tmp_path / "a.html")[0] == 0
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert page.count("evil") > 20
     assert not FOREIGN.search(page)
     assert "\u200b" not in page
     lies = kept(tmp_path / "lies.json", hostile(SENSITIVITY))
-    code, out, lines = tool(faults, "merge", tmp_path / "m", lies)
+    code, out, lines = tool("faults", "merge", tmp_path / "m", lies)
     assert (code, lines) == (0, [])
     assert "evil" in (tmp_path / "m" / "matrix.md").read_text(encoding="utf-8")
     assert not FOREIGN.search(out + (tmp_path / "m" / "matrix.md").read_text(encoding="utf-8"))
-    code, _, lines = tool(report, "compare", tmp_path / f"none\n{HOSTILE}", b)
+    code, _, lines = tool("report", "compare", tmp_path / f"none\n{HOSTILE}", b)
     assert code == 4
     assert not FOREIGN.search(lines[0])
 
@@ -442,12 +443,12 @@ def test_what_is_no_file_is_one_line(tmp_path, how):
     odd = tmp_path / how
     signal.alarm(round(timeouts.scaled(20)))
     for ended in (
-        tool(report, "compare", good, odd),
-        tool(report, "compare", odd / "result.json", good, "--json"),
-        tool(report, "html", odd, "-o", tmp_path / "page.html"),
-        tool(report, "carry", odd, lies),
-        tool(report, "carry", good, odd),
-        tool(faults, "merge", tmp_path / "m", odd),
+        tool("report", "compare", good, odd),
+        tool("report", "compare", odd / "result.json", good, "--json"),
+        tool("report", "html", odd, "-o", tmp_path / "page.html"),
+        tool("report", "carry", odd, lies),
+        tool("report", "carry", good, odd),
+        tool("faults", "merge", tmp_path / "m", odd),
     ):
         assert judged(ended, how) == 4
     assert not (tmp_path / "page.html").exists()
@@ -467,8 +468,8 @@ def test_unreadable_folder_is_one_line(tmp_path):
     result.load(good)  # what it is read with may not be there for another user
     os.seteuid(65534)
     for path in (shut, shut / "result.json"):
-        assert judged(tool(report, "compare", good, path), path) == 4
-        assert judged(tool(faults, "merge", tmp_path / "m", path), path) == 4
+        assert judged(tool("report", "compare", good, path), path) == 4
+        assert judged(tool("faults", "merge", tmp_path / "m", path), path) == 4
     os.seteuid(0)
 
 
@@ -505,7 +506,7 @@ def test_page_that_cannot_be_written_is_one_line(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     for path in ("none/x.html", "fifo", "folder", "good.json/x", "/dev/full", "/proc/x.html", ""):
-        code, _, lines = tool(report, "html", good, "-o", path and tmp_path / path)
+        code, _, lines = tool("report", "html", good, "-o", path and tmp_path / path)
         assert (code, len(lines)) == (4, 1), path
     page = tmp_path / "page.html"
     page.write_text("old")
@@ -513,10 +514,10 @@ def test_page_that_cannot_be_written_is_one_line(tmp_path):
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, most))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    code, _, lines = tool(report, "html", good, "-o", page)
+    code, _, lines = tool("report", "html", good, "-o", page)
     assert (code, len(lines), page.read_text()) == (4, 1, "old")
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    assert tool(report, "html", good, "-o", page)[0] == 0
+    assert tool("report", "html", good, "-o", page)[0] == 0
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert page.stat().st_mode & 0o777 == 0o640
     left = {p.name for p in tmp_path.iterdir()}
@@ -531,8 +532,8 @@ def test_page_that_cannot_be_written_is_one_line(tmp_path):
 )  # fmt: skip
 def test_arguments_are_one_line(arguments):
     """Arguments that make no sense are one line and 4."""
-    for module in (report, faults):
-        code, _, lines = tool(module, *arguments)
+    for name in ("report", "faults"):
+        code, _, lines = tool(name, *arguments)
         assert (code, len(lines)) == (4, 1), lines
     for arguments in (
         ("list", "x"),
@@ -540,7 +541,7 @@ def test_arguments_are_one_line(arguments):
         ("merge", "a"),
         ("merge", "--x", "a", "b"),
     ):
-        code, _, lines = tool(faults, *arguments)
+        code, _, lines = tool("faults", *arguments)
         assert (code, len(lines)) == (4, 1), lines
 
 
@@ -571,7 +572,7 @@ def test_ascii_locale_serves(tmp_path):
 def test_matrices_of_other_kernels_are_not_merged(tmp_path):
     """Parts of different kernels are refused in one line."""
     parts = [kept(tmp_path / f"{r}.json", SENSITIVITY | {"kernel": r}) for r in ("6.1", "6.2")]
-    code, _, lines = tool(faults, "merge", tmp_path / "m", *parts)
+    code, _, lines = tool("faults", "merge", tmp_path / "m", *parts)
     assert (code, len(lines)) == (4, 1)
     assert "not the same kernel" in lines[0]
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from helpers import libc, lru
-from helpers.memory import mapping
+from helpers.memory import Region, mapping, memfd
 from helpers.observe import pagemap
 from helpers.pressure import drive, twins
 from helpers.process import Child
@@ -122,10 +122,10 @@ def test_other_mappings_of_the_same_process_count_too(pressure, order, way):
 def map_four(pages):
     """In the child: three mappings of one memfd, each with all its pages, and a control."""
     found = []
-    fd = twins.memory.memfd(pages * libc.PAGE)
+    fd = memfd(pages * libc.PAGE)
     for _ in range(3):
         addr = libc.mmap(0, pages * libc.PAGE, libc.PROT_RW, libc.MAP_SHARED, fd)
-        found.append(twins.Region(addr, pages * libc.PAGE, "memfd-shared", fd))
+        found.append(Region(addr, pages * libc.PAGE, "memfd-shared", fd))
     twins.fill(found[0])
     for region in found[1:]:
         region.peek()
