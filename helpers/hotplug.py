@@ -40,7 +40,7 @@ def movable() -> dict[int, Path]:
 def without(run: Run, block: Path) -> Iterator[bool]:
     """The block is taken away for the block of code: whether the kernel could (False: busy)."""
     state = block / "state"
-    with run.recorded("memory-block", path=str(state)):
+    with run.recorded("memory-block", path=str(state), inode=state.stat().st_ino):
         try:
             state.write_text("offline")
         except OSError as error:

@@ -95,10 +95,7 @@ def _enable(run: Run, path: Path, version: int) -> None:
     if not (path / "cgroup.procs").exists():
         raise OSError(errno.ENOENT, "not a cgroup folder")
     if version == 2:
-        control = path / "cgroup.subtree_control"
-        if "memory" not in control.read_text().split():
-            run.record("subtree", path=str(control))
-            control.write_text("+memory")
+        run.enable_memory(path / "cgroup.subtree_control")
 
 
 def _stat(text: str) -> dict[str, int]:

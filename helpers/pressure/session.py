@@ -46,10 +46,8 @@ class Pressure:
     @contextmanager
     def setting(self, path: str, value: str) -> Iterator[None]:
         """A sysctl or sysfs setting for the block, then its old value. For --allow-sysctl."""
-        old = Path(path).read_text().strip()
-        if "[" in old:  # the chosen one of several words
-            old = old[old.index("[") + 1 : old.index("]")]
-        with self.run.recorded("setting", path=path, value=old):
+        old = janitor.present(path)
+        with self.run.recorded("setting", path=path, value=old, wrote=value):
             Path(path).write_text(value)
             yield
 
@@ -59,6 +57,7 @@ stack_key = pytest.StashKey[ExitStack]()
 before_key = pytest.StashKey[dict[str, list[str]]]()
 problems_key = pytest.StashKey[list[str]]()
 notes_key = pytest.StashKey[list[str]]()
+left_key = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -122,8 +121,7 @@ def _begin(config: pytest.Config) -> Pressure:
         return Pressure(janitor.Run(Path("/nonexistent")), facilities=unknown)
     stack = config.stash[stack_key] = ExitStack()
     config.stash[problems_key] = problems = []
-    _, left = janitor.clear_stale()
-    problems += [f"left by an earlier run: {line}" for line in left]
+    _, config.stash[left_key] = janitor.clear_stale()
     try:
         run = janitor.Run.begin()
     except OSError as error:
@@ -185,7 +183,7 @@ def pytest_configure_node(node: Any) -> None:
 def _receive(handed: dict[str, Any]) -> Pressure:
     run = janitor.Run(Path(handed["run"]))
     if run.folder.is_dir():
-        run.record("process", pid=os.getpid(), started=janitor.start_time(os.getpid()))
+        run.record_this_process()
     return Pressure(
         run,
         handed["parent"] and cgroup.Parent(Path(handed["parent"][0]), handed["parent"][1]),
@@ -285,6 +283,8 @@ def pytest_terminal_summary(
             terminalreporter.write_line(line)
     for line in config.stash.get(notes_key, []):
         terminalreporter.write_line(f"changed by somebody else meanwhile: {line}")
+    for line in config.stash.get(left_key, []):  # not this run's doing, so no failure of it
+        terminalreporter.write_line(f"left by an earlier run: {line}")
     if problems := config.stash.get(problems_key, []):
         terminalreporter.section("the machine is not as it was found", "=")
         for line in problems:

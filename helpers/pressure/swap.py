@@ -140,7 +140,7 @@ def make_file(path: Path, size: int) -> None:
 
 
 def _own_folder(run: Run, directory: Path, stack: ExitStack) -> Path:
-    folder = directory / run.name
+    folder = directory.resolve() / run.name  # as the kernel names it
     stack.enter_context(run.recorded("folder", path=str(folder)))
     folder.mkdir(mode=0o700)
     return folder
@@ -150,7 +150,7 @@ def _as_file(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     folder = _own_folder(run, directory, stack)
     path = folder / "swap"
     make_file(path, size)
-    stack.enter_context(run.recorded("swap", path=str(path)))
+    stack.enter_context(run.recorded("swap", path=str(path), inode=path.stat().st_ino))
     on(str(path))
     return Area(str(path), size, f"file on {mounts.filesystem(directory)}")
 
@@ -173,7 +173,10 @@ def _as_loop(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     finally:
         os.close(control)
     device = f"/dev/loop{number}"
-    stack.enter_context(run.recorded("swap-device", device=device, backing=str(backing)))
+    inode = backing.stat().st_ino
+    stack.enter_context(
+        run.recorded("swap-device", device=device, backing=str(backing), inode=inode)
+    )
     fd, file = os.open(device, os.O_RDWR | os.O_CLOEXEC), os.open(backing, os.O_RDWR)
     try:
         fcntl.ioctl(fd, _LOOP_SET_FD, file)
@@ -186,22 +189,21 @@ def _as_loop(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
 
 
 def release_device(device: str, backing: Path) -> None:
-    """Swap off and detach a loop device, if it is over ``backing``."""
-    number = Path(device).name
+    """Swap off and detach a loop device, if it is over ``backing``. Raises OSError."""
     try:
-        over = Path(f"/sys/block/{number}/loop/backing_file").read_text().strip()
-    except OSError:
-        return  # not attached (any more)
-    if over.removesuffix(" (deleted)") != str(backing):
+        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         return
-    if is_on(device):
-        off(device)
-    fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _LOOP_CLR_FD)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # autoclear was faster
-            raise
+        # While it is held open it stays what it is: swapped off, it could clear itself and be
+        # somebody else's a moment later.
+        over = Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text().strip()
+        if over.removesuffix(" (deleted)") == str(backing):
+            if is_on(device):
+                off(device)
+            fcntl.ioctl(fd, _LOOP_CLR_FD)
+    except FileNotFoundError:
+        return  # not attached (any more)
     finally:
         os.close(fd)
 
@@ -217,8 +219,9 @@ def _as_zram(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
         raise OSError(errno.EROFS, "/sys/class/zram-control/hot_remove cannot be written")
     name = f"zram{control.read_text().strip()}"
     label = run.name[-16:]
-    stack.enter_context(run.recorded("zram", name=name, label=label))
-    (Path("/sys/block") / name / "disksize").write_text(str(size))
+    block = Path("/sys/block") / name
+    stack.enter_context(run.recorded("zram", name=name, inode=block.stat().st_ino, size=size))
+    (block / "disksize").write_text(str(size))
     device = f"/dev/{name}"
     if not stat.S_ISBLK(os.stat(device).st_mode):
         raise OSError(errno.ENOTBLK, f"{device} is no block device")
@@ -232,18 +235,25 @@ def _as_zram(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     return Area(device, size, "zram")
 
 
-def release_zram(name: str, label: str) -> None:
-    """Swap off and remove a zram device that carries our label, or that was never set up.
+def release_zram(name: str, label: str, inode: int, size: int) -> None:
+    """Swap off and remove the zram device that we made: the folder in sysfs has this inode, and
+    it is idle, or of ``size`` bytes and with our label, or with nothing on it yet.
 
-    Raises ValueError for one that is somebody else's.
+    Raises ValueError for one that is somebody else's, OSError where it is in use.
     """
     block = Path("/sys/block") / name
     if not block.is_dir():
         return
-    if int((block / "disksize").read_text()) and _label(f"/dev/{name}") != label:
+    device = f"/dev/{name}"
+    disksize = int((block / "disksize").read_text())
+    if block.stat().st_ino != inode or disksize not in {0, size}:
+        raise ValueError(f"{name} is not the device we made; left alone")
+    if disksize and _label(device) not in {label, ""}:
         raise ValueError(f"{name} does not carry our label; left alone")
-    if is_on(f"/dev/{name}"):
-        off(f"/dev/{name}")
+    if is_on(device):
+        if _label(device) != label:
+            raise ValueError(f"{name} does not carry our label; left alone")
+        off(device)
     (block / "reset").write_text("1")
     Path("/sys/class/zram-control/hot_remove").write_text(name.removeprefix("zram"))
 

@@ -23,13 +23,12 @@ from helpers.vm.apt import Source
 from helpers.vm.cache import Cache
 from helpers.vm.kernels import FLAVOURS, SUITES, Kernel, ready
 from helpers.vm.options import parse
-from helpers.vm.outcome import BROKEN, Outcome, report
-from helpers.vm.problem import Problem, say
-from helpers.vm.run import require_qemu, run
+from helpers.vm.outcome import Outcome, report
+from helpers.vm.problem import BROKEN, USAGE, Problem, say
+from helpers.vm.run import require_qemu, results_folder, run
 from helpers.vm.userland import make_ready
 from helpers.vm.wish import Wish, capability_numbers, megabytes
 
-USAGE = 4
 Job = Callable[[Path], Outcome]
 
 
@@ -106,8 +105,10 @@ def main(arguments: Sequence[str]) -> int:
         for number, (label, job) in enumerate(todo, 1):
             twin = sum(label == before for before, _ in todo[: number - 1])
             say(f"{label} ({number} of {len(todo)}) ...")
-            outcomes.append(job(results / (f"{label}-{twin + 1}" if twin else label)))
-            report(outcomes[-1])
+            folder = results / (f"{label}-{twin + 1}" if twin else label)
+            with results_folder(folder):
+                outcomes.append(job(folder))
+                report(outcomes[-1])
     if len(outcomes) > 1:
         comparison(outcomes)
     codes = [outcome.code for outcome in outcomes]
@@ -156,6 +157,7 @@ def command() -> int:
         return main(sys.argv[1:])
     except Problem as problem:
         say(str(problem))
+        return problem.code
     except Stopped as stopped:
         say(f"stopped by {signal.Signals(stopped.number).name}")
         return 128 + stopped.number

@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.vm.console import Console
-from helpers.vm.problem import Problem, say
+from helpers.vm.problem import BROKEN, Problem, say
 from helpers.vm.wish import Wish
-
-BROKEN = 70
-"""The code of a guest that panicked, hung or ran out of time (EX_SOFTWARE of sysexits.h)."""
 
 
 @dataclass

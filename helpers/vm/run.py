@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
+import fcntl
 import gzip
 import io
+import os
 import shutil
 import sys
 import tarfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.vm.apt import Source
@@ -18,8 +22,8 @@ from helpers.vm.arches import Arch
 from helpers.vm.bytecode import byte_code
 from helpers.vm.console import Console
 from helpers.vm.kernels import Kernel
-from helpers.vm.outcome import BROKEN, Outcome, judge
-from helpers.vm.problem import Problem
+from helpers.vm.outcome import Outcome, judge
+from helpers.vm.problem import BROKEN, USAGE, Problem
 from helpers.vm.qemu import Guest, choose_accel, qemu_command
 from helpers.vm.suite import write_suite
 from helpers.vm.userland import make_ready
@@ -55,7 +59,6 @@ def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
                     with part.open("rb") as handle:
                         shutil.copyfileobj(handle, stream, 1 << 20)
             write_suite(wish, kernel, stream, byte_code(wish.userland, source), accel)
-        prepare(out)
         results.touch()
         with (
             Console(out / "console.log", sys.stdout.buffer, started) as console,
@@ -74,16 +77,42 @@ def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
     return outcome
 
 
-def prepare(out: Path) -> None:
-    """Make the folder for results, empty of what an older run left. Raises :class:`Problem`."""
+@contextlib.contextmanager
+def results_folder(out: Path) -> Iterator[None]:
+    """Make the folder for one guest's results, empty of what an older run left, and hold it.
+
+    Raises :class:`Problem`: another run holds it, or it cannot be written (any more).
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
+        held = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise Problem(
             f"{out} cannot be written ({error.strerror}): give another folder with --out"
         ) from error
+    code = USAGE
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+        code = BROKEN  # from here on there is a guest, whose results would be lost
+        yield
+    except BlockingIOError:
+        raise Problem(
+            f"{out}: another run writes its results there: give another folder with --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        if code == BROKEN and error.filename and out not in Path(str(error.filename)).parents:
+            raise
+        raise Problem(
+            f"{out} cannot be written ({error.strerror}): make room there, or give another folder "
+            "with --out",
+            code,
+        ) from error
+    finally:
+        os.close(held)
 
 
 def collect(console: Console, results: Path, out: Path) -> bool:

@@ -22,7 +22,6 @@ from helpers.vm.kernels import FLAVOURS, debian_name, is_name, unpack, word
 from helpers.vm.outcome import Outcome, judge
 from helpers.vm.problem import Problem
 from helpers.vm.qemu import Guest
-from helpers.vm.run import prepare
 from helpers.vm.suite import SWAP_SIZE, most, multiplier
 from helpers.vm.userland import INSIDE
 from helpers.vm.wish import Wish, megabytes, parameters
@@ -105,7 +104,6 @@ def run(kernel: Tree, wish: Wish, out: Path) -> Outcome:
     """Boot a kernel on this host's files, run the suite and judge how the guest ended."""
     started = time.monotonic()
     out = out.resolve()
-    prepare(out)
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=".vm-") as scratch,
         Console(out / "console.log", sys.stdout.buffer, started) as console,

@@ -235,15 +235,25 @@ def test_link_in_place_of_a_folder_is_not_followed(run, tmp_path):
     assert precious.is_dir()
 
 
-def test_process_of_the_same_number_is_not_signalled(run):
-    """A pid is only signalled if its start time is the recorded one."""
+def test_process_is_signalled_only_if_it_proves_to_be_ours(run):
+    """A pid is only signalled if its start time is the recorded one and it holds its record."""
     with subprocess.Popen(["sleep", "60"]) as other:
-        run.record("process", pid=other.pid, started=janitor.start_time(other.pid) - 100)
+        started = janitor.start_time(other.pid)
+        run.record("process", pid=other.pid, started=started - 100)
         assert run.undo() == []
         assert other.poll() is None, "another process of that number lives on"
-        run.record("process", pid=other.pid, started=janitor.start_time(other.pid))
+        path = run.record("process", pid=other.pid, started=started)
+        (problem,) = run.undo()
+        assert "does not hold this record open" in problem
+        assert other.poll() is None, "a process that is not the run's lives on"
+        path.unlink()
+        other.kill()
+    path = run.record("process", pid=os.getpid(), started=0)
+    with path.open() as held, subprocess.Popen(["sleep", "60"], stdin=held) as ours:
+        proof = {"pid": ours.pid, "started": janitor.start_time(ours.pid)}
+        path.write_text(json.dumps(json.loads(path.read_text()) | proof))
         assert run.undo() == []
-        assert other.wait(10) == -signal.SIGKILL
+        assert ours.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.needs("other-user", "CAP_CHOWN")
@@ -258,17 +268,15 @@ def test_record_of_another_owner_is_left_alone(run, tmp_path):
     assert folder.is_dir()
 
 
-def test_records_are_undone_newest_first(run, tmp_path):
+def test_records_are_undone_newest_first(run, monkeypatch):
     """What was made last is unmade first, and only once."""
     order = []
-    janitor.UNDO["test"] = lambda what: order.append(what["n"])
-    try:
-        for n in range(4):
-            run.record("test", n=n)
-        assert run.undo() == []
-        assert run.undo() == []
-    finally:
-        del janitor.UNDO["test"]
+    kind = ({"n": int}, lambda record, what: order.append(what["n"]))
+    monkeypatch.setitem(janitor.KINDS, "test", kind)
+    for n in range(4):
+        run.record("test", n=n)
+    assert run.undo() == []
+    assert run.undo() == []
     assert order == [3, 2, 1, 0]
 
 
@@ -283,3 +291,74 @@ def test_swap_folder_that_serves_not_is_said(suite, where):
     else:
         assert done.returncode == 0, done.stdout
         assert "Traceback" not in done.stdout
+
+
+HOSTILE = {
+    "fifo": os.mkfifo,
+    "folder": os.mkdir,
+    "dangling-link": lambda path: os.symlink("/nonexistent", path),
+    "link-to-a-device": lambda path: os.symlink("/dev/zero", path),
+    "brackets": lambda path: path.write_bytes(b"[" * 200_000),
+    "many-bytes": lambda path: path.write_bytes(b" " * (64 << 20)),
+    "deep": lambda path: path.write_bytes(b'{"a":' * 3000),
+    "no-json": lambda path: path.write_bytes(b"\xff\x00{"),
+    "escape": lambda path: path.write_text('{"kind": "\\u001b[31m"}'),
+    "older-format": lambda path: path.write_text('{"kind": "module", "name": "zram", "by": 1}'),
+}
+
+
+@pytest.mark.deadline(20)
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("name", [f"{1:020d}-1.json", "owner.json", "janitor.lock"])
+def test_hostile_file_among_records_is_said_and_passed_over(tmp_path, monkeypatch, name, make):
+    """What cannot be read among records hangs no later run, stays, and spoils no other record."""
+    monkeypatch.setattr(janitor, "state_root", lambda: tmp_path)
+    hostile, other = (tmp_path / f"{janitor.NAME}-{digit * 16}" for digit in "01")
+    done = []
+    monkeypatch.setitem(janitor.KINDS, "test", ({}, lambda record, what: done.append(record)))
+    for folder in (hostile, other):
+        folder.mkdir(mode=0o700)
+        janitor.Run(folder).record("test")
+    if name == "janitor.lock" and make in {HOSTILE[n] for n in ("brackets", "many-bytes", "deep",
+                                                                "no-json", "escape",
+                                                                "older-format")}:  # fmt: skip
+        expected = 0  # its content is nobody's business
+    else:
+        expected = 1
+    make(hostile / name)
+    _, problems = janitor.clear_stale()
+    assert len(problems) == expected, problems
+    assert all(line.isprintable() and str(hostile) in line for line in problems)
+    assert other / next(iter(done[-1:])).name in done, "the other run's record was undone"
+    assert not other.exists()
+    assert hostile.exists() == bool(expected)
+
+
+def test_file_named_like_a_control_is_not_written(run, tmp_path):
+    """A record of an enabled controller writes to the recorded file of cgroup2 and to no other."""
+    path = tmp_path / "cgroup.subtree_control"
+    path.write_text("memory\n")
+    run.record("subtree", path=str(path), inode=path.stat().st_ino, had="")
+    (problem,) = run.undo()
+    assert "left alone" in problem
+    assert path.read_text() == "memory\n"
+
+
+@pytest.mark.parametrize(
+    ("inode", "size"), [(0, 0), (1, 4096), (1, 8192)], ids=["another", "in-use", "other-size"]
+)
+def test_foreign_zram_device_is_left_alone(run, tmp_path, monkeypatch, inode, size):
+    """A zram device that is not the recorded one, or is set up by somebody else, stays."""
+    block = tmp_path / "sys/block/zram7"
+    block.mkdir(parents=True)
+    (block / "disksize").write_text(str(size))
+    monkeypatch.setattr(
+        "helpers.pressure.swap.Path", lambda *p: Path(tmp_path, *(part.lstrip("/") for part in p))
+    )
+    monkeypatch.setattr("helpers.pressure.swap._label", lambda device: "somebody's")
+    found = block.stat().st_ino if inode else 0
+    run.record("zram", name="zram7", inode=found, size=4096)
+    (problem,) = run.undo()
+    assert "left alone" in problem
+    assert not (block / "reset").exists()
+    assert not (tmp_path / "sys/class").exists()

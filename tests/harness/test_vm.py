@@ -28,6 +28,7 @@ from helpers.vm.cache import LAYOUT, Cache
 from helpers.vm.console import Console
 from helpers.vm.cpio import Cpio
 from helpers.vm.problem import Problem
+from helpers.vm.run import results_folder
 from helpers.vm.wish import capability_numbers, megabytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -515,6 +516,32 @@ def test_crashes():
     Path("/proc/sysrq-trigger").write_text("c")
 '''
 )
+
+
+def test_two_runs_do_not_share_a_folder_for_results(tmp_path):
+    """The second guest run with one --out is refused in one line; the first one's files stay."""
+    out = tmp_path / "out"
+    code = (
+        "from pathlib import Path\nfrom helpers.vm.run import results_folder\n"
+        f"with results_folder(Path({str(out)!r})):\n    pass\n"
+    )
+    with results_folder(out):
+        (out / "result.json").write_text("{}")
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert "another run writes its results there" in done.stderr.splitlines()[-1]
+        assert (out / "result.json").exists()
+    with results_folder(out):
+        assert not (out / "result.json").exists(), "the next run starts afresh"
+
+
+def test_full_disk_under_results_names_the_folder(tmp_path):
+    """Results that do not fit end with 70, in one line that names the folder to make room in."""
+    with pytest.raises(Problem, match=f"{tmp_path}.*make room there") as caught:
+        with results_folder(tmp_path), open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+    assert caught.value.code == 70
 
 
 def booted(folder: Path, cases: str) -> subprocess.CompletedProcess[str]:
