@@ -83,7 +83,7 @@ class Region:
 _next = 1 << 33 if libc.WORD_BITS == 64 else 0
 
 
-def _reserve(size: int) -> int:
+def reserve(size: int) -> int:
     """An inaccessible mapping low in the address space, where the kernel has room for it.
 
     smaps is written in the order of addresses, at the cost of a page-table walk for each
@@ -128,7 +128,7 @@ def mapping(
     how = libc.MAP_SHARED if kind.endswith("shared") else libc.MAP_PRIVATE
     if used < 0:
         how |= libc.MAP_ANONYMOUS
-    base = _reserve(size + 2 * PAGE)
+    base = reserve(size + 2 * PAGE)
     try:
         addr = libc.mmap(base + PAGE, size, prot, how | libc.MAP_FIXED | flags, used, offset)
         region = Region(addr, size, kind, used)

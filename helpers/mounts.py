@@ -23,11 +23,12 @@ def alone() -> None:
     libc.mount("none", "/", "", libc.MS_REC | libc.MS_PRIVATE)
 
 
-def made(kind: str) -> Path:
+def made(kind: str, room: int = 0) -> Path:
     """A folder on a new file system of that kind, in this process's own namespace, for good.
 
     ``tmpfs``, ``tmpfs-huge`` (huge=always), ``ramfs``, ``overlay`` (over a tmpfs), or one that
-    lives on a loop device: ``ext4``, ``xfs``, ``btrfs``. OSError where it cannot be had.
+    lives on a loop device: ``ext4``, ``xfs``, ``btrfs``, of ``room`` bytes more than its mkfs
+    wants. OSError where it cannot be had.
     """
     alone()
     # Anything mounted over /mnt is seen by nobody else, and goes with this process.
@@ -41,7 +42,7 @@ def made(kind: str) -> Path:
         options = f"lowerdir={point}/lower,upperdir={point}/upper,workdir={point}/work"
         libc.mount("overlay", str(target), "overlay", 0, options)
     elif kind in _LARGEST:
-        _loop(kind, target)
+        _loop(kind, target, room)
     elif kind == "tmpfs-huge":
         libc.mount("tmpfs", str(target), "tmpfs", 0, "huge=always")
     else:
@@ -49,10 +50,10 @@ def made(kind: str) -> Path:
     return target
 
 
-def _loop(kind: str, target: Path) -> None:
+def _loop(kind: str, target: Path, room: int) -> None:
     fd, path = tempfile.mkstemp(prefix="memlock-", dir=_room())
     try:
-        os.ftruncate(fd, _LARGEST[kind])
+        os.ftruncate(fd, _LARGEST[kind] + room)
         _run(f"mkfs.{kind}", "-q", path)
         _run("mount", "-o", "loop", "-t", kind, path, str(target))
     finally:

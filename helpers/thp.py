@@ -50,7 +50,7 @@ def aligned(
     OSError EINVAL where the kernel has no THP.
     """
     size = count * SIZE
-    base = libc.mmap(0, size + 2 * SIZE, libc.PROT_NONE)
+    base = memory.reserve(size + 2 * SIZE)
     addr = (base + SIZE) & -SIZE
     try:
         how = libc.MAP_FIXED | (

@@ -1,7 +1,8 @@
-"""``python -m helpers.environments``: the suite under other rights, or under other settings.
+"""``python -m helpers.environments``: the suite under other rights, settings or swap areas.
 
 rights      each capability taken away alone, all of them, and as nobody
 settings    limits, personalities and, with --allow-sysctl, settings of the whole machine
+swap        each kind of swap area
 
 The first run has what we have, and each other is held against it. What is given behind these
 options is pytest's. Exit code: 0; 1 if anything failed, or is unverified for a reason that does
@@ -20,11 +21,13 @@ from pathlib import Path
 from types import FrameType
 
 from helpers import janitor, process
-from helpers.environments import rights, running, settings
+from helpers.environments import rights, running, settings, swap
 from helpers.environments.running import Environment, Outcome
 from helpers.report import files, result
 
-_SETS = {"rights": rights.environments, "settings": settings.environments}
+_SETS = {
+    "rights": rights.environments, "settings": settings.environments, "swap": swap.environments,
+}  # fmt: skip
 WORKERS = "2"
 BASELINE = "baseline"
 
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with ExitStack() as stack:
             records = None
-            if given.set == "settings":
+            if given.set != "rights":
                 records = stack.enter_context(running.recording())
             return _all(chosen, options, out, given, records)
     except files.Unreadable as error:

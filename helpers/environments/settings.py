@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from helpers import janitor, libc, mounts
+from helpers import janitor, libc
 from helpers.environments.running import Environment, Unsuitable
 from helpers.observe import vmstat
-from helpers.pressure import cgroup, session, swap
+from helpers.pressure import cgroup, session
 
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
 # In bytes, by the names of prlimit(1).
@@ -47,8 +47,6 @@ _SYSCTLS = (
 )
 _PROCESSES = 2000
 _HUGE_PAGES = 8
-_SWAP = 16 << 20
-"""Bytes of a swap area that is to be full."""
 _GROUP = 1 << 30
 """Bytes of the cgroup of which a neighbour takes nine tenths."""
 
@@ -80,10 +78,6 @@ def environments() -> Iterator[Environment]:
     yield _setting("/sys/kernel/mm/ksm/run", "1")
     yield Environment(
         "huge pages reserved", re.compile("huge page"), around=_reserved, machine=True
-    )
-    yield Environment("swap full", re.compile("swap"), around=_swap_full, machine=True)
-    yield Environment(
-        "zram the only swap", re.compile("swap"), enter=_only_zram, options=("--swap-dir=/var/tmp",)
     )
 
 
@@ -122,7 +116,7 @@ for _ in range(int(sys.argv[1])):
         os.read(0, 1)
         os._exit(0)
 """
-_WRITES = """
+WRITES = """
 import os, sys
 kept = bytearray(int(sys.argv[1]))
 for at in range(0, len(kept), 1 << 20):
@@ -135,7 +129,7 @@ kept = mmap.mmap(-1, int(sys.argv[1]), flags=int(sys.argv[2]))
 
 
 @contextmanager
-def _neighbour(code: str, *arguments: int, group: cgroup.Cgroup | None = None) -> Iterator[None]:
+def neighbour(code: str, *arguments: int, group: cgroup.Cgroup | None = None) -> Iterator[None]:
     """A process that has run ``code`` and waits, for the block."""
     held = "\nimport os\nprint(flush=True)\nos.read(0, 1)"
     with subprocess.Popen(
@@ -154,7 +148,7 @@ def _neighbour(code: str, *arguments: int, group: cgroup.Cgroup | None = None) -
 
 
 def _crowd(number: int) -> AbstractContextManager[None]:
-    return _neighbour(_FORKS, number)
+    return neighbour(_FORKS, number)
 
 
 class _Crammed:
@@ -166,7 +160,7 @@ class _Crammed:
     @contextmanager
     def around(self, run: janitor.Run) -> Iterator[None]:
         with cgroup.make(run, cgroup.find(run), _GROUP) as group:
-            with _neighbour(_WRITES, _GROUP // 10 * 9, group=group):
+            with neighbour(WRITES, _GROUP // 10 * 9, group=group):
                 self._group = group
                 yield
 
@@ -182,22 +176,5 @@ def _reserved(run: janitor.Run) -> Iterator[None]:
     with session.Pressure(run).setting(path, str(number)):
         free = vmstat.meminfo_kb("HugePages_Free")
         how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB
-        with _neighbour(_HUGE, free * vmstat.huge_page_size(), how):
+        with neighbour(_HUGE, free * vmstat.huge_page_size(), how):
             yield
-
-
-@contextmanager
-def _swap_full(run: janitor.Run) -> Iterator[None]:
-    with (
-        swap.area(run, _SWAP),
-        cgroup.make(run, cgroup.find(run), _SWAP) as group,
-        _neighbour(_WRITES, 2 * _SWAP - (4 << 20), group=group),
-    ):
-        yield
-
-
-def _only_zram() -> None:
-    """Hide loop devices and the disk in /var/tmp from the run, so that its swap is on zram."""
-    mounts.alone()
-    libc.mount("tmpfs", "/var/tmp", "tmpfs")
-    libc.mount("/dev/null", "/dev/loop-control", "", libc.MS_BIND)

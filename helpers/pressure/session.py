@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--swap-dir",
         metavar="DIR",
-        help="where the suite makes its swap file; wants ext4 or xfs "
+        help="where the suite makes its swap file; wants ext4, xfs or btrfs "
         "(default: /var/tmp, then the temporary folder, then a loop device, then zram)",
     )
     group.addoption(

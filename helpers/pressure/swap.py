@@ -10,13 +10,15 @@ import ctypes
 import errno
 import fcntl
 import os
+import platform
 import re
+import shutil
 import stat
 import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +28,16 @@ from helpers.janitor import PATIENCE, RUN_NAME, Run
 from helpers.libc import PAGE
 
 PRIORITY = 32767
-_PREFER = 0x8000
+_PREFER, DISCARD = 0x8000, 0x10000
 _dll = ctypes.CDLL(None, use_errno=True)
 _LOOP_CTL_GET_FREE, _LOOP_SET_FD, _LOOP_CLR_FD = 0x4C82, 0x4C00, 0x4C01
 _LOOP_SET_STATUS64 = 0x4C04
+# _IOW('f', 2, long), include/uapi/linux/fs.h
+_FS_IOC_SETFLAGS = (
+    (4 << 29 if platform.machine().lower().startswith("ppc") else 1 << 30)
+    | libc.WORD_BITS // 8 << 16 | ord("f") << 8 | 2
+)  # fmt: skip
+_FS_NOCOW_FL = 0x00800000
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,9 @@ def of_a_run(path: str) -> bool:
     return bool(RUN_NAME.search(path))
 
 
-def on(path: str) -> None:
-    """swapon(2) at the highest priority. Raises OSError."""
-    if _dll.swapon(path.encode(), _PREFER | PRIORITY):
+def on(path: str, flags: int = 0) -> None:
+    """swapon(2) at the highest priority, with more flags if given. Raises OSError."""
+    if _dll.swapon(path.encode(), _PREFER | PRIORITY | flags):
         code = ctypes.get_errno()
         raise OSError(code, f"swapon({path}): {errno.errorcode.get(code)}, {os.strerror(code)}")
 
@@ -127,6 +135,8 @@ def make_file(path: Path, size: int) -> None:
     """A swap file: new, 0600, without holes, with its header. Raises OSError (ENOSPC …)."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        if mounts.filesystem(path.parent) == "btrfs":  # it swaps to no file that it copies
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("@l", _FS_NOCOW_FL))
         os.posix_fallocate(fd, 0, size)
         # Written once: the file system knows nothing of what swap-out writes underneath, and
         # reads an extent that is allocated but unwritten as zeros, O_DIRECT or not.
@@ -158,12 +168,15 @@ def _as_file(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
 def _loop_config(backing: Path) -> bytes:
     # struct loop_info64: five u64, five u32 (flags is the fourth), two 64-byte names …
     name = str(backing).encode()[:63]
-    autoclear = 4  # LO_FLAGS_AUTOCLEAR: gone with its last user, even if nobody cleans up
-    info = struct.pack("=5Q4I", 0, 0, 0, 0, 0, 0, 0, 0, autoclear)
+    # LO_FLAGS_AUTOCLEAR: gone with its last user, even if nobody cleans up; LO_FLAGS_PARTSCAN:
+    # its partitions too.
+    info = struct.pack("=5Q4I", 0, 0, 0, 0, 0, 0, 0, 0, 4 | 8)
     return info + name.ljust(64, b"\0") + bytes(64 + 32 + 16)
 
 
-def _as_loop(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
+def _as_loop(
+    run: Run, directory: Path, size: int, stack: ExitStack, use: Callable[[str], object] = on
+) -> Area:
     folder = _own_folder(run, directory, stack)
     backing = folder / "swap"
     make_file(backing, size)
@@ -181,7 +194,7 @@ def _as_loop(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     try:
         fcntl.ioctl(fd, _LOOP_SET_FD, file)
         fcntl.ioctl(fd, _LOOP_SET_STATUS64, _loop_config(backing))
-        on(device)
+        use(device)
     finally:
         os.close(fd)
         os.close(file)
@@ -199,8 +212,9 @@ def release_device(device: str, backing: Path) -> None:
         # somebody else's a moment later.
         over = Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text().strip()
         if over.removesuffix(" (deleted)") == str(backing):
-            if is_on(device):
-                off(device)
+            for path in areas():
+                if re.fullmatch(rf"{device}(p\d+)?", path):
+                    off(path)
             fcntl.ioctl(fd, _LOOP_CLR_FD)
     except FileNotFoundError:
         return  # not attached (any more)
@@ -210,7 +224,7 @@ def release_device(device: str, backing: Path) -> None:
 
 def _as_zram(run: Run, directory: Path, size: int, stack: ExitStack) -> Area:
     control = Path("/sys/class/zram-control/hot_add")
-    if not control.exists():
+    if not control.exists() and shutil.which("modprobe"):
         stack.enter_context(run.recorded("module", name="zram"))
         subprocess.run(["modprobe", "zram", "num_devices=0"], check=False, capture_output=True)
     # Reading hot_add makes a device, on a read-only /sys too (a container's): only what can be
@@ -256,6 +270,15 @@ def release_zram(name: str, label: str, inode: int, size: int) -> None:
         off(device)
     (block / "reset").write_text("1")
     Path("/sys/class/zram-control/hot_remove").write_text(name.removeprefix("zram"))
+
+
+@contextmanager
+def block_device(
+    run: Run, size: int, use: Callable[[str], object], directory: str = "/var/tmp"
+) -> Iterator[Area]:
+    """A loop device of our own for the block, swapped to as ``use(device)`` does. OSError."""
+    with ExitStack() as stack:
+        yield _as_loop(run, Path(directory), size, stack, use)
 
 
 @contextmanager

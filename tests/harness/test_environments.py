@@ -3,15 +3,17 @@
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from helpers import guard, kernel, privilege, process, requirements
-from helpers.environments import rights, running, settings
+from helpers.environments import rights, running, settings, swap
 from helpers.observe import status
 from helpers.report.verdicts import Behaviour, Verdict
 
@@ -64,10 +66,24 @@ def test_right_taken_away_is_held_against_all_rights(suite):
     assert "test_names_it" not in done.stdout
 
 
+def need_interpreter_of_nobody():
+    """Skip where nobody cannot start this interpreter, whatever is opened up for it."""
+
+    def start():
+        rights._as_nobody()
+        return subprocess.run([sys.executable, "-c", ""], check=False).returncode
+
+    try:
+        assert process.run(start) == 0
+    except OSError as error:
+        pytest.skip(f"needs an interpreter that nobody can reach: {error}; chmod a+x its folders")
+
+
 @pytest.mark.deadline(120)
 @MAY_CHANGE_USER
 def test_chapter_without_a_right_has_no_failure(tmp_path):
     """The command over a real file of cases, without one capability and as nobody, is 0."""
+    need_interpreter_of_nobody()
     done = subprocess.run(
         [sys.executable, "-m", "helpers.environments", "rights", "--only", "CAP_IPC_LOCK,nobody",
          "--out", str(tmp_path), "-n", "0", "tests/calls/test_rights.py"],
@@ -76,6 +92,26 @@ def test_chapter_without_a_right_has_no_failure(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nobody" in done.stdout
     assert "not run" not in done.stdout, done.stdout
+
+
+@pytest.mark.deadline(120)
+@pytest.mark.needs("CAP_SYS_ADMIN")
+def test_existing_swap_areas_serve_where_none_can_be_made(tmp_path):
+    """Swap areas of other sorts pass: one that the suite makes, and a partition that is there
+    while it can make none, with or without modprobe; nothing of it is left."""
+    if not os.access("/dev/loop-control", os.W_OK) or not shutil.which("addpart"):
+        pytest.skip("needs loop devices and addpart; run as root, with util-linux")
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.environments", "swap", "--only", "tmpfs,not rotating",
+         "--out", str(tmp_path), "-n", "0", "tests/reclaim/test_pressure.py"],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not run" not in done.stdout, done.stdout
+    output = (tmp_path / "partition-not-rotating" / "output.txt").read_text()
+    assert "1 passed" in output
+    assert "swapped to" not in output, "to an area of the suite's own"
+    assert not [*Path("/dev").glob("loop*p1")], "no partition is left"
 
 
 @pytest.mark.deadline(120)
@@ -107,9 +143,9 @@ def test_unknown_environment_is_refused(suite, words):
 
 def test_environments_have_names_of_their_own():
     """Results lie in folders by the environments' names: no two are the same."""
-    for found in (rights.environments(), settings.environments()):
-        names = [re.sub(r"[^\w.-]+", "-", e.name) for e in found]
-        assert len(names) == len({*names}) > 20
+    for made in (rights, settings, swap):
+        names = [re.sub(r"[^\w.-]+", "-", e.name) for e in made.environments()]
+        assert len(names) == len({*names}) > 10
 
 
 @MAY_CHANGE_USER
