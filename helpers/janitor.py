@@ -364,7 +364,7 @@ def _undo(path: Path) -> None:
 
 
 def _run_of(record: Path) -> str:
-    return Run(record.parent).name
+    return record.parent.name.removeprefix(".")
 
 
 def _found(path: str) -> os.stat_result | None:
