@@ -102,7 +102,8 @@ def test_existing_swap_areas_serve_where_none_can_be_made(tmp_path):
     if not os.access("/dev/loop-control", os.W_OK) or not shutil.which("addpart"):
         pytest.skip("needs loop devices and addpart; run as root, with util-linux")
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.environments", "swap", "--only", "loop over tmpfs,partition (non-rotating)",
+        [sys.executable, "-m", "helpers.environments", "swap", "--only",
+         "loop over tmpfs,partition (non-rotating)",
          "--out", str(tmp_path), "-n", "0", "tests/reclaim/test_pressure.py"],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
