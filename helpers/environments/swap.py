@@ -30,15 +30,15 @@ def environments() -> Iterator[Environment]:
     """Files by file system, loop devices by what is under them, zram, partitions, two, one full."""
     for kind in ("ext4", "xfs", "btrfs"):
         yield _mounted(f"file on {kind}", kind)
-    yield _mounted("file on ext4, rotating", "ext4", "1")
-    yield _mounted("file on ext4, not rotating", "ext4", "0")
+    yield _mounted("file on ext4 (rotating)", "ext4", "1")
+    yield _mounted("file on ext4 (non-rotating)", "ext4", "0")
     for kind in ("tmpfs", "overlay"):
         yield _mounted(f"loop over {kind}", kind)
     yield _mounted("zram", "tmpfs", "", "/dev/loop-control")
     for name, rotates, flags in (
-        ("partition, rotating", "1", 0),
-        ("partition, not rotating", "0", 0),
-        ("partition with discard", "0", swap.DISCARD),
+        ("partition (rotating)", "1", 0),
+        ("partition (non-rotating)", "0", 0),
+        ("partition (discard)", "0", swap.DISCARD),
     ):
         use = partial(_as_partition, rotates, flags)
         yield _mounted(

@@ -102,13 +102,14 @@ def test_existing_swap_areas_serve_where_none_can_be_made(tmp_path):
     if not os.access("/dev/loop-control", os.W_OK) or not shutil.which("addpart"):
         pytest.skip("needs loop devices and addpart; run as root, with util-linux")
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.environments", "swap", "--only", "tmpfs,not rotating",
+        [sys.executable, "-m", "helpers.environments", "swap", "--only",
+         "loop over tmpfs,partition (non-rotating)",
          "--out", str(tmp_path), "-n", "0", "tests/reclaim/test_pressure.py"],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not run" not in done.stdout, done.stdout
-    output = (tmp_path / "partition-not-rotating" / "output.txt").read_text()
+    output = (tmp_path / "partition-non-rotating-" / "output.txt").read_text()
     assert "1 passed" in output
     assert "swapped to" not in output, "to an area of the suite's own"
     assert not [*Path("/dev").glob("loop*p1")], "no partition is left"
