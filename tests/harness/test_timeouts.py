@@ -11,7 +11,7 @@ from helpers.vm import suite as guest
 SLOW = """
 import time, pytest
 
-@pytest.mark.deadline(0.5)
+@pytest.mark.deadline(1)
 def test_slow():
     time.sleep(1)
 """
@@ -73,7 +73,7 @@ def spin_below(seconds):
 def test_child_at_work_is_not_hung(work):
     """A child that still uses CPU, itself or in a child of its own, is waited for."""
     with process.Child() as child:
-        assert child.call(work, 1.2, deadline=0.4) == "done"
+        assert child.call(work, 1.3, deadline=1) == "done"
 
 
 def test_work_of_earlier_calls_does_not_excuse_a_hang():
@@ -95,20 +95,20 @@ def test_endless_work_is_killed_in_the_end():
 DEADLOCK = """
 import os, threading, time, pytest
 
-@pytest.mark.deadline(0.5)
+@pytest.mark.deadline(1)
 def test_deadlock():
     lock = threading.Lock()
     lock.acquire()
     lock.acquire()
 
-@pytest.mark.deadline(0.5)
+@pytest.mark.deadline(1)
 def test_spins():
     while True:
         pass
 
-@pytest.mark.deadline(0.5)
+@pytest.mark.deadline(1)
 def test_works():
-    end = time.process_time() + 1
+    end = time.process_time() + 1.3
     while time.process_time() < end:
         pass
 """
