@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m helpers.environments``: the suite under other rights, settings or swap areas.
 
 rights      each capability taken away alone, all of them, and as nobody
@@ -20,9 +21,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from helpers import janitor, process
+from helpers import processes
 from helpers.environments import rights, running, settings, swap
 from helpers.environments.running import Environment, Outcome
+from helpers.machine import journal
 from helpers.report import files, result
 
 _SETS = {
@@ -66,7 +68,7 @@ def _ended(number: int, frame: FrameType | None) -> None:
 def main(arguments: Sequence[str]) -> int:
     """The command line: its exit code."""
     given, options = _parser().parse_known_args(arguments)
-    process.default_signals(keep_job_control=True)
+    processes.default_signals(keep_job_control=True)
     chosen = list(_SETS[given.set]())
     if given.only is not None:
         wanted = [part.strip() for part in given.only.split(",")]
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
             if given.set != "rights":
                 records = stack.enter_context(running.recording())
             return _all(chosen, options, out, given, records)
-    except files.Unreadable as error:
+    except files.InvalidResult as error:
         return _complain(error)
     except OSError as error:
         return _complain(error)
@@ -108,7 +110,7 @@ def _all(
     options: Sequence[str],
     out: Path,
     given: argparse.Namespace,
-    records: janitor.Run | None,
+    records: journal.ChangeJournal | None,
 ) -> int:
     width = max(len(e.name) for e in chosen) + 2
     print(running.heading(width), flush=True)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Each capability of the running kernel taken away alone, all of them, and another user."""
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from helpers import libc, mounts, privilege
+from helpers import syscalls
 from helpers.environments.running import Environment, Unsuitable
+from helpers.processes import credentials
 
 _ANY = re.compile(r"CAP_[A-Z_]+|\broot\b|RLIMIT_MEMLOCK|ulimit")
 
@@ -18,7 +20,7 @@ _ANY = re.compile(r"CAP_[A-Z_]+|\broot\b|RLIMIT_MEMLOCK|ulimit")
 def environments() -> Iterator[Environment]:
     """One for each capability that this process has, without all of them, and nobody."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    for name, number in privilege.CAPABILITIES.items():
+    for name, number in credentials.CAPABILITIES.items():
         if number <= last:
             yield Environment(name, re.compile(rf"\b{name}\b"), partial(_without, name))
     yield Environment("none", _ANY, partial(_without, *_held()))
@@ -26,13 +28,13 @@ def environments() -> Iterator[Environment]:
 
 
 def _held() -> list[str]:
-    return [name for name in privilege.CAPABILITIES if privilege.has(name)]
+    return [name for name in credentials.CAPABILITIES if credentials.has_capability(name)]
 
 
 def _without(*names: str) -> None:
     if not names or not set(names) <= {*_held()}:
         raise Unsuitable("not among the rights that we have")
-    privilege.drop(*names)
+    credentials.drop(*names)
 
 
 def _as_nobody() -> None:
@@ -40,7 +42,7 @@ def _as_nobody() -> None:
     needed = {here, Path(__file__).resolve().parents[2], Path(sys.prefix), Path(sys.base_prefix)}
     _open_up(sorted(path for path in needed if not path.is_relative_to("/usr")))
     os.chdir(here)
-    privilege.become()
+    credentials.set_user()
 
 
 def _open_up(paths: Iterable[Path]) -> None:
@@ -52,11 +54,11 @@ def _open_up(paths: Iterable[Path]) -> None:
                 closed.setdefault(above, []).append(path)
                 break
     if closed:
-        mounts.alone()
+        syscalls.unshare_mounts()
     for above, inside in closed.items():
         held = [(path, os.open(path, os.O_PATH)) for path in inside]
-        libc.mount("tmpfs", str(above), "tmpfs", 0, "mode=755")
+        syscalls.mount("tmpfs", str(above), "tmpfs", 0, "mode=755")
         for path, fd in held:
             path.mkdir(parents=True, exist_ok=True)
-            libc.mount(f"/proc/self/fd/{fd}", str(path), "", libc.MS_BIND)
+            syscalls.mount(f"/proc/self/fd/{fd}", str(path), "", syscalls.MS_BIND)
             os.close(fd)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Run the suite in one environment after the other, and hold each against the first."""
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers import janitor
+from helpers.machine import journal
 from helpers.report import files, result
-from helpers.report.formats import plain
-from helpers.report.verdicts import Behaviour, Verdict
+from helpers.report.ktap import one_line
+from helpers.report.verdicts import CaseResult, Verdict
 
 _KNOWN = {Verdict.VERIFIED, Verdict.DEVIATES}
 _WRONG = {Verdict.FAILED, Verdict.BROKEN}
@@ -42,7 +43,9 @@ class Environment:
     name: str
     names: re.Pattern[str]
     enter: Callable[[], object] = lambda: None
-    around: Callable[[janitor.Run], AbstractContextManager[object]] = lambda run: nullcontext()
+    around: Callable[[journal.ChangeJournal], AbstractContextManager[object]] = lambda run: (
+        nullcontext()
+    )
     options: tuple[str, ...] = ()
     machine: bool = False
     """It changes the machine for everybody else too."""
@@ -54,8 +57,8 @@ class Outcome:
 
     name: str
     verdicts: Counter[Verdict] = field(default_factory=Counter)
-    wrong: list[Behaviour] = field(default_factory=list)
-    unnamed: list[Behaviour] = field(default_factory=list)
+    wrong: list[CaseResult] = field(default_factory=list)
+    unnamed: list[CaseResult] = field(default_factory=list)
     problem: str = ""
     """Why there is no (whole) result, or what the run complained of besides its cases."""
     passed_over: str = ""
@@ -67,7 +70,10 @@ class Outcome:
 
 
 def run(
-    environment: Environment, options: Sequence[str], out: Path, records: janitor.Run | None
+    environment: Environment,
+    options: Sequence[str],
+    out: Path,
+    records: journal.ChangeJournal | None,
 ) -> tuple[result.Result | None, Outcome]:
     """Run pytest there, its report and its output left in ``out``: the result and what it is."""
     outcome = Outcome(environment.name)
@@ -94,7 +100,7 @@ def run(
             shutil.copyfile(file, out / file.name)
     try:
         found = result.load(out)
-    except files.Unreadable:
+    except files.InvalidResult:
         outcome.problem = f"exit code {code}: {_last_line(out / 'output.txt')}"
         return None, outcome
     outcome.verdicts.update(b.verdict for b in found.behaviours.values())
@@ -108,7 +114,7 @@ def run(
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(errors="replace").strip().splitlines()
-    return plain(lines[-1]) if lines else "no output"
+    return one_line(lines[-1]) if lines else "no output"
 
 
 def _finished(command: list[str], enter: Callable[[], object], output: int) -> int:
@@ -152,23 +158,23 @@ def hold_against(outcome: Outcome, here: result.Result, names: re.Pattern[str],
         if before.verdict not in _KNOWN:
             continue
         if after is None:
-            outcome.unnamed.append(Behaviour(name, reason="not run"))
+            outcome.unnamed.append(CaseResult(name, reason="not run"))
         elif after.verdict not in _KNOWN | _WRONG and not names.search(said(after)):
             outcome.unnamed.append(after)
 
 
-def said(behaviour: Behaviour) -> str:
+def said(behaviour: CaseResult) -> str:
     """All that a case says of why it is not verified."""
     return behaviour.detail or behaviour.reason
 
 
 @contextmanager
-def recording() -> Iterator[janitor.Run]:
+def recording() -> Iterator[journal.ChangeJournal]:
     """A run of the janitor's, that puts the machine back if this process dies.
 
     Raises janitor.NoStateFolder.
     """
-    made = janitor.Run.begin()
+    made = journal.ChangeJournal.begin()
     try:
         yield made
     finally:
@@ -191,15 +197,15 @@ def row(outcome: Outcome, width: int) -> str:
     """An environment's line of the table, and below it what is wrong there."""
     lines = []
     if outcome.passed_over:
-        return f"{outcome.name:{width}} not run: {plain(outcome.passed_over)}"
+        return f"{outcome.name:{width}} not run: {one_line(outcome.passed_over)}"
     counts = [f"{outcome.verdicts[v]:>15}" for v in _COLUMNS]
     lines.append("".join([f"{outcome.name:{width}}", *counts, f"{len(outcome.unnamed):>15}"]))
     if outcome.problem:
         lines.append(f"    {outcome.problem}")
     for title, rows in (("", outcome.wrong), ("unexplained: ", outcome.unnamed)):
         for behaviour in rows[:_SHOWN]:
-            reason = textwrap.shorten(plain(said(behaviour)), 200)
-            lines.append(f"    {title}{plain(behaviour.id)}: {reason}")
+            reason = textwrap.shorten(one_line(said(behaviour)), 200)
+            lines.append(f"    {title}{one_line(behaviour.id)}: {reason}")
         if len(rows) > _SHOWN:
             lines.append(f"    … {len(rows) - _SHOWN} more")
     return "\n".join(lines)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Limits, personalities and machine-wide settings, one at a time."""
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from helpers import janitor, libc
+from helpers import syscalls
 from helpers.environments.running import Environment, Unsuitable
+from helpers.machine import journal
 from helpers.observe import vmstat
-from helpers.pressure import cgroup, session
+from helpers.reclaim import cgroup, setup
+from helpers.syscalls.call import DLL
 
 _THP = Path("/sys/kernel/mm/transparent_hugepage")
 # In bytes, by the names of prlimit(1).
@@ -88,10 +91,10 @@ def _setting(path: str, value: str) -> Environment:
 
 
 @contextmanager
-def _set(path: str, value: str, run: janitor.Run) -> Iterator[None]:
+def _set(path: str, value: str, run: journal.ChangeJournal) -> Iterator[None]:
     if not Path(path).exists():
         raise Unsuitable(f"no {path} on this kernel")
-    with session.Pressure(run).setting(path, value):
+    with setup.ReclaimSetup(run).setting(path, value):
         yield
 
 
@@ -101,7 +104,7 @@ def _limit(which: int, size: int) -> None:
 
 def personality(flag: int) -> None:
     """Add a flag to this process's personality(2), for good. OSError if it is refused."""
-    call = ctypes.CDLL(None, use_errno=True).personality
+    call = DLL.personality
     call.argtypes = [ctypes.c_ulong]
     now = call(0xFFFFFFFF)
     if now < 0 or call(now | flag) < 0:
@@ -158,8 +161,8 @@ class _Crammed:
         self._group: cgroup.Cgroup | None = None
 
     @contextmanager
-    def around(self, run: janitor.Run) -> Iterator[None]:
-        with cgroup.make(run, cgroup.find(run), _GROUP) as group:
+    def around(self, run: journal.ChangeJournal) -> Iterator[None]:
+        with cgroup.make(run, cgroup.find_parent(run), _GROUP) as group:
             with neighbour(WRITES, _GROUP // 10 * 9, group=group):
                 self._group = group
                 yield
@@ -170,11 +173,11 @@ class _Crammed:
 
 
 @contextmanager
-def _reserved(run: janitor.Run) -> Iterator[None]:
+def _reserved(run: journal.ChangeJournal) -> Iterator[None]:
     path = "/proc/sys/vm/nr_hugepages"
     number = int(Path(path).read_text()) + _HUGE_PAGES
-    with session.Pressure(run).setting(path, str(number)):
+    with setup.ReclaimSetup(run).setting(path, str(number)):
         free = vmstat.meminfo_kb("HugePages_Free")
-        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_HUGETLB
+        how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_HUGETLB
         with neighbour(_HUGE, free * vmstat.huge_page_size(), how):
             yield

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Each kind of swap area: where the suite makes its own, or one that is there already."""
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers import janitor, libc, mounts
+from helpers import syscalls
 from helpers.environments.running import Environment
 from helpers.environments.settings import WRITES, neighbour
-from helpers.libc import PAGE
-from helpers.pressure import cgroup, swap
-from helpers.pressure.session import SWAP_SIZE
+from helpers.machine import block_devices, journal, mounts
+from helpers.reclaim import cgroup, swap_area
+from helpers.reclaim.setup import SWAP_SIZE
+from helpers.syscalls import PAGE
 
 _NAMES = re.compile("swap|loop")
 _FULL = 16 << 20
@@ -38,15 +40,17 @@ def environments() -> Iterator[Environment]:
     for name, rotates, flags in (
         ("partition (rotating)", "1", 0),
         ("partition (non-rotating)", "0", 0),
-        ("partition (discard)", "0", swap.DISCARD),
+        ("partition (discard)", "0", block_devices.DISCARD),
     ):
         use = partial(_as_partition, rotates, flags)
         yield _mounted(
             name, "tmpfs", "", "/dev/loop-control", _ZRAM,
-            around=partial(swap.block_device, size=_START + SWAP_SIZE, use=use),
+            around=partial(swap_area.block_device, size=_START + SWAP_SIZE, use=use),
         )  # fmt: skip
     yield Environment(
-        "two at once", _NAMES, around=partial(swap.block_device, size=SWAP_SIZE, use=swap.on)
+        "two at once",
+        _NAMES,
+        around=partial(swap_area.block_device, size=SWAP_SIZE, use=block_devices.swapon),
     )
     yield Environment("full", _NAMES, around=_full)
 
@@ -60,15 +64,15 @@ def _mounted(name: str, kind: str, rotates: str = "", *hidden: str, **more: Any)
 
 
 def _enter(kind: str, rotates: str, hidden: tuple[str, ...]) -> None:
-    folder = mounts.made(kind, 2 * SWAP_SIZE)
+    folder = mounts.mount_new(kind, 2 * SWAP_SIZE)
     if rotates:
         device = os.stat(folder).st_dev
         _rotate(f"{os.major(device)}:{os.minor(device)}", rotates)
     for path in hidden:
         if Path(path).is_dir():
-            libc.mount("tmpfs", path, "tmpfs")
+            syscalls.mount("tmpfs", path, "tmpfs")
         elif Path(path).exists():
-            libc.mount("/dev/null", path, "", libc.MS_BIND)
+            syscalls.mount("/dev/null", path, "", syscalls.MS_BIND)
 
 
 def _rotate(number: str, rotates: str) -> None:
@@ -84,18 +88,18 @@ def _as_partition(rotates: str, flags: int, device: str) -> None:
     partition = f"{device}p1"
     fd = os.open(partition, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.pwrite(fd, swap.header(SWAP_SIZE // PAGE), 0)
+        os.pwrite(fd, block_devices.header(SWAP_SIZE // PAGE), 0)
         os.fsync(fd)
     finally:
         os.close(fd)
-    swap.on(partition, flags)
+    block_devices.swapon(partition, flags)
 
 
 @contextmanager
-def _full(run: janitor.Run) -> Iterator[None]:
+def _full(run: journal.ChangeJournal) -> Iterator[None]:
     with (
-        swap.area(run, _FULL),
-        cgroup.make(run, cgroup.find(run), _FULL) as group,
+        swap_area.area(run, _FULL),
+        cgroup.make(run, cgroup.find_parent(run), _FULL) as group,
         neighbour(WRITES, 2 * _FULL - (4 << 20), group=group),
     ):
         yield

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m helpers.faults``: the matrix of who notices which fault.
 
 list                              every fault with its statement
@@ -10,8 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from helpers import process
-from helpers.faults import catalogue, matrix
+from helpers import processes
+from helpers.faults import catalogue
+from helpers.report import detection_matrix
 from helpers.report.tool import Parser, ended, say
 
 WORKERS = "2"
@@ -30,7 +32,7 @@ def main(arguments: list[str]) -> int:
     merge.add_argument("out", type=Path, metavar="OUT")
     merge.add_argument("parts", nargs="+", type=Path, metavar="DIR")
     given, rest = parser.parse_known_args(arguments)
-    process.default_signals(keep_job_control=True)
+    processes.default_signals(keep_job_control=True)
     if rest and given.command != "matrix":
         parser.error(f"{given.command} has no argument {rest[0]}")
     if given.command == "matrix" and not given.out:
@@ -53,10 +55,10 @@ def _list() -> int:
 
 
 def _merge(out: Path, parts: list[Path]) -> int:
-    data = matrix.merge([matrix.load(part) for part in parts])
-    matrix.write(data, out)
-    say("\n".join(matrix.lines(data)))
-    return int(not matrix.worth(data).whole)
+    data = detection_matrix.merge([detection_matrix.load(part) for part in parts])
+    detection_matrix.write(data, out)
+    say("\n".join(detection_matrix.lines(data)))
+    return int(not detection_matrix.count(data).whole)
 
 
 if __name__ == "__main__":

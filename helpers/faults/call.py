@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: MIT
 """One system call as a fault sees it: what it may ask, and what it may do.
 
-A fault is a set of functions, one a system call (:class:`helpers.faults.catalogue.Fault`); a
+A fault is a set of functions, one a system call (:class:`helpers.faults.fault.Fault`); a
 function is given a :class:`Call` before the call is made and, if it is a generator, resumed by
 the call's result. Whatever it does goes through methods of :class:`Call`, so that noting is
 acting without effect.
@@ -16,23 +17,23 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from helpers import libc
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.observe import maps, pagemap, status
+from helpers.syscalls import PAGE
 
-Lie = Callable[["Call"], "Generator[None, int, None] | None"]
+Effect = Callable[["Call"], "Generator[None, int, None] | None"]
 """What a fault does about one system call."""
-Told = tuple[str, Generator[None, int, None]]
+PendingEffect = tuple[str, Generator[None, int, None]]
 """A fault that has seen a call coming and is to be shown its result."""
 READS = ("read", "pread64")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReadFilter:
     """A lie about what is read from certain files; ``files`` matches their whole path."""
 
     files: re.Pattern[str]
-    lie: Lie
+    lie: Effect
 
     def __call__(self, call: Call) -> Generator[None, int, None] | None:
         return self.lie(call)
@@ -41,71 +42,71 @@ class Shown:
 CHILD, SIGNAL, END = "child", "signal", "end"
 """Not calls: a process has been forked and has not run yet; a signal is about to arrive; a thread
 is ending and has its memory still (the argument is its wait status)."""
-_ADVICE = (libc.MADV_DONTNEED_LOCKED, libc.MADV_POPULATE_READ, libc.MADV_POPULATE_WRITE)
+_ADVICE = (syscalls.MADV_DONTNEED_LOCKED, syscalls.MADV_POPULATE_READ, syscalls.MADV_POPULATE_WRITE)
 """Advice by which pages are dropped and faulted in, 5.18 and 5.14: a lie needs it."""
 TOP = 1 << 56
 """Above every user address."""
 
 
-class Holder(Protocol):
+class SupervisorProtocol(Protocol):
     """The supervisor, as far as a call needs it."""
 
-    tasks: dict[int, Task]
+    tasks: dict[int, Tracee]
     acted: dict[str, int]
     refused: dict[str, str]
     notes: dict[str, dict[object, Any]]
     vforked: set[int]
 
-    def inject(self, task: Task, name: str, args: Sequence[int]) -> int:
+    def inject(self, task: Tracee, name: str, args: Sequence[int]) -> int:
         """Have a task, standing behind a call, make another."""
 
-    def set_memlock(self, task: Task, soft: int, hard: int) -> None:
+    def set_memlock(self, task: Tracee, soft: int, hard: int) -> None:
         """Have a task, standing behind a call, set its own RLIMIT_MEMLOCK."""
 
-    def interrupt(self, process: Process, name: str, args: Sequence[int]) -> int:
+    def interrupt(self, process: TraceeProcess, name: str, args: Sequence[int]) -> int:
         """Have another process make a call."""
 
 
 @dataclass
-class Space:
+class TraceeMemory:
     """What faults remember of an address space. ``miscount`` is added to VmLck (bytes)."""
 
-    miscount: int = 0
+    skew_vmlck: int = 0
     future: int = 0
     notes: dict[str, dict[object, Any]] = field(default_factory=dict)
 
 
 @dataclass
-class Process:
+class TraceeProcess:
     """A supervised process (thread group)."""
 
     pid: int
-    space: Space
+    space: TraceeMemory
     vforked: bool = False
-    parent: Process | None = None
+    parent: TraceeProcess | None = None
 
 
 @dataclass
-class Task:
+class Tracee:
     """A thread of one, and what is to be done when its system call returns."""
 
     tid: int
-    process: Process
-    waiting: tuple[Stop, list[Told]] | None = None
+    process: TraceeProcess
+    waiting: tuple[SyscallStop, list[PendingEffect]] | None = None
     begun: bool = False
 
 
 @dataclass
-class Stop:
+class SyscallStop:
     """A task standing still at one call: what all faults see of it."""
 
-    supervisor: Holder
-    task: Task
+    supervisor: SupervisorProtocol
+    task: Tracee
     name: str
     args: list[int]
     result: int = 0
-    parent: Process | None = None
-    before_exec: Space | None = None
+    parent: TraceeProcess | None = None
+    before_exec: TraceeMemory | None = None
     changed: dict[int, int] = field(default_factory=dict)
     answer: int | None = None
     said: int | None = None
@@ -116,7 +117,7 @@ class Stop:
 class Call:
     """One system call, for one fault to look at and to change."""
 
-    def __init__(self, stop: Stop, fault: str, dry: bool) -> None:
+    def __init__(self, stop: SyscallStop, fault: str, dry: bool) -> None:
         self._stop, self._fault, self._dry = stop, fault, dry
         self.name, self.args = stop.name, stop.args
         self.tid, self.process = stop.task.tid, stop.task.process
@@ -130,12 +131,12 @@ class Call:
     # What a fault may ask.
 
     @property
-    def space(self) -> Space:
+    def space(self) -> TraceeMemory:
         """The address space: after execve(2) the new one."""
         return self.process.space
 
     @property
-    def before_exec(self) -> Space | None:
+    def before_exec(self) -> TraceeMemory | None:
         """After execve(2): the address space that was given up."""
         return self._stop.before_exec
 
@@ -302,7 +303,7 @@ class Call:
         with open(f"/proc/{self.tid}/fdinfo/{self.args[0]}") as file:
             return int(file.readline().split()[1]) - self.result
 
-    def others(self) -> list[Process]:
+    def others(self) -> list[TraceeProcess]:
         """Every supervised process, this one first."""
         rest = {t.process.pid: t.process for t in self._stop.supervisor.tasks.values()}
         rest.pop(self.pid, None)
@@ -312,11 +313,11 @@ class Call:
         """This child, living or not, shared its parent's memory while that stood still."""
         return pid in self._stop.supervisor.vforked
 
-    def notes_of(self, process: Process) -> dict[object, Any]:
+    def notes_of(self, process: TraceeProcess) -> dict[object, Any]:
         """:attr:`notes` of another process."""
         return process.space.notes.setdefault(self._fault, {})
 
-    def known(self, pid: int) -> Process | None:
+    def known(self, pid: int) -> TraceeProcess | None:
         """The supervised process of this number."""
         task = self._stop.supervisor.tasks.get(pid)
         return task.process if task else None
@@ -337,8 +338,8 @@ class Call:
 
     def change(self, index: int, value: int) -> None:
         """Before the call: pass this argument instead (the process sees its own again)."""
-        if self.args[index] != value & libc.ULONG_MAX and self.act():
-            self._stop.changed[index] = value & libc.ULONG_MAX
+        if self.args[index] != value & syscalls.ULONG_MAX and self.act():
+            self._stop.changed[index] = value & syscalls.ULONG_MAX
 
     def give(self, value: int) -> None:
         """Before the call: do not make it, return this."""
@@ -354,7 +355,7 @@ class Call:
         if value != self.result and self.act():
             self._stop.said = value
 
-    def say_error(self, name: str) -> None:
+    def set_error(self, name: str) -> None:
         """After the call: return this error instead."""
         self.say(-int(getattr(errno, name)))
 
@@ -372,7 +373,7 @@ class Call:
             self._unact()
         return done
 
-    def run_in(self, process: Process, name: str, *args: int) -> int:
+    def run_in(self, process: TraceeProcess, name: str, *args: int) -> int:
         """Have another supervised process make a call, wherever it stands."""
         if process is self.process:
             return self.run(name, *args)
@@ -400,18 +401,18 @@ class Call:
                 self._stop.supervisor.set_memlock(self._stop.task, soft, hard)
             self._stop.memo.pop("limit", None)
 
-    def miscount(self, size: int) -> None:
+    def skew_vmlck(self, size: int) -> None:
         """Show VmLck of this address space wrong by so many bytes (more), for good."""
         if size and self.act():
-            self.space.miscount += size
+            self.space.skew_vmlck += size
 
-    def swallow(self) -> None:
+    def suppress_signal(self) -> None:
         """At a signal: it does not arrive."""
         if self.act():
             self._stop.swallowed = True
 
 
-def opened(stop: Stop) -> str:
+def opened(stop: SyscallStop) -> str:
     """What the call's first argument, a descriptor, is open on; "" if it is none."""
     if "file" not in stop.memo:
         try:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The process that lies: it holds a case and its descendants by ptrace, call by call.
 
 A worker of pytest starts one supervisor. For each case it is told the process, the faults,
@@ -17,28 +18,28 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from helpers import libc
-from helpers.faults import tracing
+from helpers import syscalls
 from helpers.faults.call import (
     CHILD,
     END,
     SIGNAL,
     Call,
-    Lie,
-    Process,
-    Shown,
-    Space,
-    Stop,
-    Task,
-    Told,
+    Effect,
+    PendingEffect,
+    ReadFilter,
+    SyscallStop,
+    Tracee,
+    TraceeMemory,
+    TraceeProcess,
     opened,
-)  # fmt: skip
-from helpers.faults.tracing import Gone
+)
 from helpers.observe import maps, status
+from helpers.syscalls import ptrace, seccomp
+from helpers.syscalls.ptrace import TraceeExited
 
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _RESTARTS = range(-516, -511)
-_TAKES = (tracing.ATTACH, tracing.SEIZE)
+_TAKES = (ptrace.ATTACH, ptrace.SEIZE)
 _BELOW = 1024
 """Bytes below a stack pointer that nobody uses while the task stands still."""
 _F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
@@ -47,15 +48,15 @@ _F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
 class Supervisor:
     """The loop of the supervising process over one case."""
 
-    def __init__(self, lies: Mapping[str, Sequence[tuple[str, Lie]]], dry: bool) -> None:
+    def __init__(self, lies: Mapping[str, Sequence[tuple[str, Effect]]], dry: bool) -> None:
         self.lies, self.dry = lies, dry
-        self.options = tracing.OPTIONS | (tracing.TRACE_EXIT if END in lies else 0)
-        self.names = {tracing.number(n): n for n in lies if n not in (CHILD, SIGNAL, END)}
-        self.files = {lie.files for _, lie in lies.get("read", ()) if isinstance(lie, Shown)}
-        self.names[tracing.number("ptrace")] = "ptrace"
+        self.options = ptrace.OPTIONS | (ptrace.TRACE_EXIT if END in lies else 0)
+        self.names = {ptrace.call_number(n): n for n in lies if n not in (CHILD, SIGNAL, END)}
+        self.files = {lie.files for _, lie in lies.get("read", ()) if isinstance(lie, ReadFilter)}
+        self.names[ptrace.call_number("ptrace")] = "ptrace"
         if self.files:
-            self.names[tracing.number("openat")] = "openat"
-        self.tasks: dict[int, Task] = {}
+            self.names[ptrace.call_number("openat")] = "openat"
+        self.tasks: dict[int, Tracee] = {}
         self.early: set[int] = set()
         self.acted: dict[str, int] = {}
         self.refused: dict[str, str] = {}
@@ -69,11 +70,11 @@ class Supervisor:
     def follow(self, pid: int) -> None:
         """Until the seized process ``pid`` has ended; what it leaves is killed."""
         self.root = pid
-        self.tasks[pid] = Task(pid, Process(pid, Space()), begun=True)
+        self.tasks[pid] = Tracee(pid, TraceeProcess(pid, TraceeMemory()), begun=True)
         while not self.over:
             try:
                 self._stopped(*self._wait())
-            except Gone:
+            except TraceeExited:
                 pass
             except ChildProcessError:
                 return
@@ -84,7 +85,7 @@ class Supervisor:
                 pass
         while True:
             try:
-                os.waitpid(-1, tracing.WALL)
+                os.waitpid(-1, ptrace.WALL)
             except ChildProcessError:
                 return
 
@@ -99,7 +100,7 @@ class Supervisor:
             if found is not None:
                 self.pending.remove(found)
                 return found
-            got, word = os.waitpid(-1, tracing.WALL)
+            got, word = os.waitpid(-1, ptrace.WALL)
             while got:  # all that have something to tell: the kernel would let the first go first
                 if os.WIFSTOPPED(word):
                     self.pending.append((got, word))
@@ -108,8 +109,8 @@ class Supervisor:
                     self.pending = [event for event in self.pending if event[0] != got]
                     self.over = self.over or got == self.root
                     if got in (tid, self.root):
-                        raise Gone(f"task {got} has ended")
-                got, word = os.waitpid(-1, tracing.WALL | os.WNOHANG)
+                        raise TraceeExited(f"task {got} has ended")
+                got, word = os.waitpid(-1, ptrace.WALL | os.WNOHANG)
 
     def _stopped(self, tid: int, word: int) -> None:
         number, event = os.WSTOPSIG(word), word >> 16
@@ -117,48 +118,48 @@ class Supervisor:
         if task is None:
             self.early.add(tid)  # stopped before its parent told of it
             return
-        if event == tracing.EVENT_SECCOMP:
+        if event == ptrace.EVENT_SECCOMP:
             self._entered(task)
         elif number == signal.SIGTRAP | 0x80:
             self._left(task)
-        elif event in (tracing.EVENT_FORK, tracing.EVENT_VFORK, tracing.EVENT_CLONE):
-            self._forked(task, tracing.event_message(tid), event)
+        elif event in (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE):
+            self._forked(task, ptrace.event_message(tid), event)
             self._go_on(task)
-        elif event == tracing.EVENT_EXEC:
-            self._executed(task, tracing.event_message(tid))
+        elif event == ptrace.EVENT_EXEC:
+            self._executed(task, ptrace.event_message(tid))
             self._go_on(task)
-        elif event == tracing.EVENT_EXIT:
-            self._tell(Stop(self, task, END, [tracing.event_message(tid)]))
+        elif event == ptrace.EVENT_EXIT:
+            self._tell(SyscallStop(self, task, END, [ptrace.event_message(tid)]))
             self._go_on(task)
-        elif event == tracing.EVENT_STOP:
+        elif event == ptrace.EVENT_STOP:
             if not task.begun:
                 self._begin(task)
             elif number in _STOPS:
-                tracing.ptrace(tracing.LISTEN, tid)
+                ptrace.ptrace(ptrace.LISTEN, tid)
             else:
                 self._go_on(task)
         else:
             if SIGNAL in self.lies:
-                stop = Stop(self, task, SIGNAL, [number])
+                stop = SyscallStop(self, task, SIGNAL, [number])
                 self._tell(stop)
                 number = 0 if stop.swallowed else number
             self._go_on(task, number)
 
-    def _go_on(self, task: Task, number: int = 0) -> None:
-        request = tracing.SYSCALL if task.waiting else tracing.CONT
-        tracing.ptrace(request, task.tid, 0, number)
+    def _go_on(self, task: Tracee, number: int = 0) -> None:
+        request = ptrace.SYSCALL if task.waiting else ptrace.CONT
+        ptrace.ptrace(request, task.tid, 0, number)
 
-    def _forked(self, task: Task, tid: int, event: int) -> None:
+    def _forked(self, task: Tracee, tid: int, event: int) -> None:
         try:
             group = int(status.fields(tid)["Tgid"])
         except (OSError, KeyError):
             group = tid
-        vforked = event == tracing.EVENT_VFORK
+        vforked = event == ptrace.EVENT_VFORK
         if group == task.process.pid:
-            new = Task(tid, task.process, begun=False)
+            new = Tracee(tid, task.process, begun=False)
         else:
-            space = task.process.space if vforked else Space()
-            new = Task(tid, Process(tid, space, vforked, task.process))
+            space = task.process.space if vforked else TraceeMemory()
+            new = Tracee(tid, TraceeProcess(tid, space, vforked, task.process))
         if vforked:
             self.vforked.add(tid)
         self.tasks[tid] = new
@@ -166,29 +167,29 @@ class Supervisor:
             self.early.discard(tid)
             self._begin(new)
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: Tracee) -> None:
         """A new task's first stop."""
         task.begun = True
         process = task.process
         if process.parent is not None and not process.vforked and task.tid == process.pid:
-            self._tell(Stop(self, task, CHILD, [], parent=process.parent))
+            self._tell(SyscallStop(self, task, CHILD, [], parent=process.parent))
         self._go_on(task)
 
-    def _executed(self, task: Task, former: int) -> None:
+    def _executed(self, task: Tracee, former: int) -> None:
         if former != task.tid and former in self.tasks:
             task.waiting = self.tasks.pop(former).waiting
-        old, task.process.space = task.process.space, Space()
+        old, task.process.space = task.process.space, TraceeMemory()
         task.process.vforked = False
         if task.waiting:
             task.waiting[0].before_exec = old
 
-    def _tell(self, stop: Stop) -> list[Told]:
+    def _tell(self, stop: SyscallStop) -> list[PendingEffect]:
         """Show a stop to every fault that wants it; those to be resumed by its result."""
-        left: list[Told] = []
+        left: list[PendingEffect] = []
         for fault, lie in self.lies.get(stop.name, ()):
             if self.dry and fault in self.acted:
                 continue  # that it can act in this case is all there is to note
-            if isinstance(lie, Shown) and not lie.files.fullmatch(opened(stop)):
+            if isinstance(lie, ReadFilter) and not lie.files.fullmatch(opened(stop)):
                 continue
             call = Call(stop, fault, self.dry)
             try:
@@ -202,21 +203,21 @@ class Supervisor:
                 pass
         return left
 
-    def _problem(self, fault: str, stop: Stop, error: Exception) -> None:
+    def _problem(self, fault: str, stop: SyscallStop, error: Exception) -> None:
         if isinstance(error, FileNotFoundError | ProcessLookupError | KeyError):
             return  # the process has ended meanwhile
         text = f"{fault}: {stop.name}: {type(error).__name__}: {error}"
         if not self.dry and text not in self.problems:
             self.problems.append(text)
 
-    def _entered(self, task: Task) -> None:
-        machine = tracing.machine()
-        values = tracing.registers(task.tid)
+    def _entered(self, task: Tracee) -> None:
+        machine = ptrace.register_layout()
+        values = ptrace.registers(task.tid)
         name = self.names.get(values[machine.number])
         if name is None:
-            tracing.ptrace(tracing.CONT, task.tid)
+            ptrace.ptrace(ptrace.CONT, task.tid)
             return
-        stop = Stop(self, task, name, [values[i] for i in machine.args])
+        stop = SyscallStop(self, task, name, [values[i] for i in machine.args])
         if name == "openat":
             if self._may_show(task.tid, stop.args[1]):
                 task.waiting = (stop, [])
@@ -232,21 +233,21 @@ class Supervisor:
         if stop.changed:
             for index, value in stop.changed.items():
                 values[machine.args[index]] = value
-            tracing.set_registers(task.tid, values)
+            ptrace.set_registers(task.tid, values)
         if stop.answer is not None:
-            tracing.set_number(task.tid, -1)
+            ptrace.set_number(task.tid, -1)
         task.waiting = (stop, telling) if telling or stop.changed or stop.answer is not None else (
             None
         )  # fmt: skip
         self._go_on(task)
 
-    def _left(self, task: Task) -> None:
+    def _left(self, task: Tracee) -> None:
         if task.waiting is None:
-            tracing.ptrace(tracing.CONT, task.tid)
+            ptrace.ptrace(ptrace.CONT, task.tid)
             return
         (stop, telling), task.waiting = task.waiting, None
-        machine = tracing.machine()
-        values = tracing.registers(task.tid)
+        machine = ptrace.register_layout()
+        values = ptrace.registers(task.tid)
         word = values[machine.result]
         stop.result = word - (1 << 64) if word >> 63 else word
         if stop.answer is not None:
@@ -255,7 +256,7 @@ class Supervisor:
             self._mark(stop)
         elif stop.name == "ptrace":
             done = stop.result >= 0
-            if (stop.args[0] == tracing.DETACH and done) or (stop.args[0] in _TAKES and not done):
+            if (stop.args[0] == ptrace.DETACH and done) or (stop.args[0] in _TAKES and not done):
                 self._take_again(stop.args[1])
         stop.memo = {k: v for k, v in stop.memo.items() if k in ("file", "sets", "capable")}
         for fault, lie in telling:
@@ -267,12 +268,12 @@ class Supervisor:
                 self._problem(fault, stop, error)
         final = stop.result if stop.said is None else stop.said
         if stop.changed or stop.answer is not None or stop.said is not None:
-            values = tracing.registers(task.tid)
+            values = ptrace.registers(task.tid)
             for index in stop.changed:
                 values[machine.args[index]] = stop.args[index]
-            values[machine.result] = final & libc.ULONG_MAX
-            tracing.set_registers(task.tid, values)
-        tracing.ptrace(tracing.CONT, task.tid)
+            values[machine.result] = final & syscalls.ULONG_MAX
+            ptrace.set_registers(task.tid, values)
+        ptrace.ptrace(ptrace.CONT, task.tid)
 
     # Files that a fault shows otherwise: their descriptors are moved to where the filter of
     # system calls sees them read. All other reads, which are most calls, run at full speed.
@@ -281,14 +282,14 @@ class Supervisor:
         with open(f"/proc/{tid}/mem", "rb", 0) as file:
             return os.pread(file.fileno(), 5, addr) in (b"/proc", b"/sys/")
 
-    def _mark(self, stop: Stop) -> None:
+    def _mark(self, stop: SyscallStop) -> None:
         if stop.result < 0:
             return
         stop.args[0] = stop.result
         if not any(files.fullmatch(opened(stop)) for files in self.files):
             return
         command = _F_DUPFD_CLOEXEC if stop.args[2] & os.O_CLOEXEC else _F_DUPFD
-        moved = self.inject(stop.task, "fcntl", (stop.result, command, tracing.MARK))
+        moved = self.inject(stop.task, "fcntl", (stop.result, command, seccomp.MARK))
         if moved < 0:
             code = OSError(-moved, os.strerror(-moved))
             self._problem("what is read", stop, code)
@@ -302,42 +303,42 @@ class Supervisor:
     def _release(self, tid: int) -> None:
         task = self.tasks.get(tid)
         if task is not None and self._halt(task):
-            tracing.ptrace(tracing.DETACH, tid)
+            ptrace.ptrace(ptrace.DETACH, tid)
 
     def _take_again(self, tid: int) -> None:
         if tid in self.tasks:
-            tracing.ptrace(tracing.SEIZE, tid, 0, self.options)
+            ptrace.ptrace(ptrace.SEIZE, tid, 0, self.options)
 
     # Calls that the process did not ask for.
 
-    def inject(self, task: Task, name: str, args: Sequence[int]) -> int:
+    def inject(self, task: Tracee, name: str, args: Sequence[int]) -> int:
         """Have a task, standing behind a call, make another; it is left where it stood."""
-        saved = tracing.registers(task.tid)
+        saved = ptrace.registers(task.tid)
         try:
             return self._inject(task, saved, name, args)
         finally:
-            tracing.set_registers(task.tid, saved)
+            ptrace.set_registers(task.tid, saved)
 
-    def _inject(self, task: Task, saved: tracing.Registers, name: str, args: Sequence[int]) -> int:
-        machine = tracing.machine()
-        number = tracing.number(name)
+    def _inject(self, task: Tracee, saved: ptrace.Registers, name: str, args: Sequence[int]) -> int:
+        machine = ptrace.register_layout()
+        number = ptrace.call_number(name)
         assert number is not None, name
-        values = tracing.registers(task.tid)
+        values = ptrace.registers(task.tid)
         values[machine.program] = self._gate(task, saved[machine.program])
         for index, value in zip(machine.args, [*args, *[0] * (6 - len(args))]):
-            values[index] = value & libc.ULONG_MAX
+            values[index] = value & syscalls.ULONG_MAX
         if machine.number == 15:  # x86_64: the result's register carries the number
             values[machine.result] = number
-            values[machine.number] = libc.ULONG_MAX
+            values[machine.number] = syscalls.ULONG_MAX
         else:
             values[machine.number] = number
-        tracing.set_registers(task.tid, values)
+        ptrace.set_registers(task.tid, values)
         entered, held = False, 0
         while True:
-            tracing.ptrace(tracing.SYSCALL, task.tid)
+            ptrace.ptrace(ptrace.SYSCALL, task.tid)
             _, word = self._wait(task.tid)
             if os.WSTOPSIG(word) == signal.SIGTRAP | 0x80:
-                if tracing.at_entry(task.tid):
+                if ptrace.at_entry(task.tid):
                     entered = True
                 elif entered:
                     break
@@ -345,16 +346,16 @@ class Supervisor:
                 held = os.WSTOPSIG(word)
         if held:
             os.kill(task.tid, held)
-        found = tracing.registers(task.tid)[machine.result]
+        found = ptrace.registers(task.tid)[machine.result]
         return found - (1 << 64) if found >> 63 else found
 
-    def set_memlock(self, task: Task, soft: int, hard: int) -> None:
+    def set_memlock(self, task: Tracee, soft: int, hard: int) -> None:
         """Have a task, standing behind a call, set its own RLIMIT_MEMLOCK (−1: infinite).
 
         The numbers are lent it below its stack pointer. Raises OSError.
         """
-        data = struct.pack("=QQ", soft & libc.ULONG_MAX, hard & libc.ULONG_MAX)
-        where = (tracing.registers(task.tid)[tracing.machine().stack] - _BELOW) & -16
+        data = struct.pack("=QQ", soft & syscalls.ULONG_MAX, hard & syscalls.ULONG_MAX)
+        where = (ptrace.registers(task.tid)[ptrace.register_layout().stack] - _BELOW) & -16
         with open(f"/proc/{task.tid}/mem", "r+b", 0) as memory:
             old = os.pread(memory.fileno(), len(data), where)
             os.pwrite(memory.fileno(), data, where)
@@ -363,9 +364,9 @@ class Supervisor:
         if done < 0:
             raise OSError(-done, os.strerror(-done))
 
-    def _gate(self, task: Task, program: int) -> int:
+    def _gate(self, task: Tracee, program: int) -> int:
         """An address in the process where a system call's instruction stands."""
-        gate = tracing.machine().gate
+        gate = ptrace.register_layout().gate
         with open(f"/proc/{task.tid}/mem", "rb", 0) as memory:
             if os.pread(memory.fileno(), len(gate), program - len(gate)) == gate:
                 return program - len(gate)
@@ -378,38 +379,38 @@ class Supervisor:
             raise LookupError(f"no system call in the vdso of {task.tid}")
         return vdso.start + at
 
-    def _halt(self, task: Task) -> bool:
+    def _halt(self, task: Tracee) -> bool:
         """Have a task stand still wherever it is; False if it cannot. Raises Gone."""
         if not task.begun or _uninterruptible(task.tid):
             return False
-        tracing.ptrace(tracing.INTERRUPT, task.tid)
+        ptrace.ptrace(ptrace.INTERRUPT, task.tid)
         while True:
             _, word = self._wait(task.tid)
-            if word >> 16 == tracing.EVENT_STOP and os.WSTOPSIG(word) == signal.SIGTRAP:
+            if word >> 16 == ptrace.EVENT_STOP and os.WSTOPSIG(word) == signal.SIGTRAP:
                 return True
             self._stopped(task.tid, word)
 
-    def interrupt(self, process: Process, name: str, args: Sequence[int]) -> int:
+    def interrupt(self, process: TraceeProcess, name: str, args: Sequence[int]) -> int:
         """Have another process make a call, and go on with whatever it was doing."""
         task = self.tasks.get(process.pid)
         try:
             if task is not None and self._halt(task):
                 return self._interject(task, name, args)
-        except Gone:
+        except TraceeExited:
             pass  # its end is no reason to leave alone the task that is being told
         return -errno.ESRCH
 
-    def _interject(self, task: Task, name: str, args: Sequence[int]) -> int:
-        machine = tracing.machine()
-        saved = tracing.registers(task.tid)
+    def _interject(self, task: Tracee, name: str, args: Sequence[int]) -> int:
+        machine = ptrace.register_layout()
+        saved = ptrace.registers(task.tid)
         word = saved[machine.result]
         result = word - (1 << 64) if word >> 63 else word
         value = self._inject(task, saved, name, args)
         if machine.number == 15 and saved[15] < 1 << 32 and result in _RESTARTS:
             # It was asleep in a call: let it make that call anew.
             saved[machine.program] -= len(machine.gate)
-            saved[machine.result], saved[15] = saved[15], libc.ULONG_MAX
-        tracing.set_registers(task.tid, saved)
+            saved[machine.result], saved[15] = saved[15], syscalls.ULONG_MAX
+        ptrace.set_registers(task.tid, saved)
         self._go_on(task)
         return value
 
@@ -438,8 +439,8 @@ def serve(where: socket.socket, lies: Callable[[Iterable[str]], Any]) -> None:
         asked = json.loads(request)
         one = Supervisor(lies(asked["faults"]), asked["dry"])
         try:
-            tracing.ptrace(tracing.SEIZE, asked["pid"], 0, one.options)
-        except (OSError, Gone) as error:
+            ptrace.ptrace(ptrace.SEIZE, asked["pid"], 0, one.options)
+        except (OSError, TraceeExited) as error:
             where.send(json.dumps({"refused": _REFUSED.format(error)}).encode())
             continue
         where.send(b"{}")

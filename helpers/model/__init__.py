@@ -1,5 +1,2 @@
-"""A model of an address space under memory locking, and the machinery that compares it.
-
-``python -m helpers.model --help`` runs scripts and random sequences; :mod:`helpers.model.script`
-has the format, :mod:`helpers.model.space` the rules.
-"""
+# SPDX-License-Identifier: MIT
+"""An address space by the manual, compared with the kernel call by call."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m helpers.model``: run a script, or random sequences, against this kernel."""
 
 from __future__ import annotations
@@ -7,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from helpers.model import chance, compare, script
-from helpers.model.compare import Divergence
+from helpers.model import generator, lockstep, script
+from helpers.model.lockstep import Divergence
 from helpers.model.script import ScriptError
 
-OK, DIVERGES, UNFIT = 0, 1, 2
+OK, DIVERGES, NOT_APPLICABLE = 0, 1, 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,14 +41,14 @@ def main(argv: list[str] | None = None) -> int:
         return DIVERGES
     except (ScriptError, OSError, UnicodeDecodeError) as error:
         print(f"helpers.model: {error}", file=sys.stderr)
-        return UNFIT
+        return NOT_APPLICABLE
     return OK
 
 
 def _run(path: str) -> None:
     text = sys.stdin.read() if path == "-" else Path(path).read_text()
     try:
-        steps = compare.run(script.parse(text))
+        steps = lockstep.run_script(script.parse(text))
     except ScriptError as error:
         raise ScriptError(f"{path}: {error}") from None
     print(f"{path}: {steps} steps, kernel and model agree")
@@ -55,7 +56,7 @@ def _run(path: str) -> None:
 
 def _random(seed: int, steps: int, each: int) -> int:
     started = time.monotonic()
-    result = chance.run(seed, steps, each)
+    result = generator.run(seed, steps, each)
     took = time.monotonic() - started
     rate = result.steps / took * 60
     print(

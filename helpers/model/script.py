@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scripts: one call a line, in pages, so that they mean the same at every page size.
 
 ::
@@ -15,7 +16,7 @@
     limit locked+2               # locked: what VmLck counts now
 
 ``python -m helpers.model --help`` lists every call. Nothing is expected in a script: what is
-right is said by the model (:mod:`helpers.model.space`), step by step.
+right is said by the model (:mod:`helpers.model.address_space`), step by step.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class ScriptError(ValueError):
     """A script that cannot be run: one line that says why."""
 
 
-class Unfit(ScriptError):
+class NotApplicable(ScriptError):
     """A right script that does not fit this kernel, machine or privilege."""
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Large folios: which pages of a range lie in one, and the marks of the folio as a whole.
 
 PG_mlocked belongs to a folio. kpageflags shows it on the head page always, and on the tail
@@ -12,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from helpers.memory import Region
-from helpers.observe import pagemap
+from helpers.observe import page_flags
 
-HEAD = 1 << pagemap.KPF["COMPOUND_HEAD"]
-TAIL = 1 << pagemap.KPF["COMPOUND_TAIL"]
-SWAPCACHE = 1 << pagemap.KPF["SWAPCACHE"]
-_LASTING = HEAD | TAIL | pagemap.MLOCKED | pagemap.UNEVICTABLE
+HEAD = 1 << page_flags.KPF["COMPOUND_HEAD"]
+TAIL = 1 << page_flags.KPF["COMPOUND_TAIL"]
+SWAPCACHE = 1 << page_flags.KPF["SWAPCACHE"]
+_LASTING = HEAD | TAIL | page_flags.MLOCKED | page_flags.UNEVICTABLE
 _ORDERS = range(1, 17)
 _STEP = 512
 _ATTEMPTS = 20
@@ -37,15 +38,15 @@ class Folio:
         if not self.head:
             return " "
         first = self.words[0]
-        shown = ("M" if first & pagemap.MLOCKED else "") + (
-            "U" if first & pagemap.UNEVICTABLE else ""
+        shown = ("M" if first & page_flags.MLOCKED else "") + (
+            "U" if first & page_flags.UNEVICTABLE else ""
         )
         return shown or "-"
 
     @property
     def mlocked(self) -> bool:
         """PG_mlocked of the head."""
-        return bool(self.words[0] & pagemap.MLOCKED)
+        return bool(self.words[0] & page_flags.MLOCKED)
 
     @property
     def swap_cached(self) -> bool:
@@ -53,10 +54,10 @@ class Folio:
         return bool(self.words[0] & SWAPCACHE)
 
     @property
-    def tails_follow(self) -> bool:
+    def tails_agree(self) -> bool:
         """The tail pages show the head's PG_mlocked, or (before 6.10) all of them none."""
-        tails = {word & pagemap.MLOCKED for word in self.words[1:]}
-        return tails <= {self.words[0] & pagemap.MLOCKED} or tails == {0}
+        tails = {word & page_flags.MLOCKED for word in self.words[1:]}
+        return tails <= {self.words[0] & page_flags.MLOCKED} or tails == {0}
 
 
 ABSENT = Folio(0, 0, (0,))
@@ -69,11 +70,11 @@ def _folio(pfn: int, word: int) -> Folio:
     if word & TAIL:
         # A folio is aligned to its size: its head is the first of these that is one.
         aligned = [pfn & -(1 << order) for order in _ORDERS]
-        words = pagemap.flags(aligned)
+        words = page_flags.kpageflags(aligned)
         head = next((p for p, w in zip(aligned, words) if w & HEAD), pfn)
-    found = [*pagemap.flags([head])]
+    found = [*page_flags.kpageflags([head])]
     while True:
-        more = pagemap.flags(range(head + len(found), head + len(found) + _STEP))
+        more = page_flags.kpageflags(range(head + len(found), head + len(found) + _STEP))
         for count, each in enumerate(more):
             if not each & TAIL:
                 found += more[:count]
@@ -87,7 +88,7 @@ def of(region: Region, pid: int | str = "self") -> list[Folio]:
     Raises OSError without CAP_SYS_ADMIN, RuntimeError if pages moved under every attempt.
     """
     for _ in range(_ATTEMPTS):
-        seen = pagemap.snapshot(region.addr, region.pages, pid)
+        seen = page_flags.snapshot(region.addr, region.pages, pid)
         folios: list[Folio] = []
         last = ABSENT
         for pfn, word in zip(seen.pfns, seen.flags):
@@ -97,7 +98,7 @@ def of(region: Region, pid: int | str = "self") -> list[Folio]:
             if not last.head <= pfn < last.head + last.size:
                 last = _folio(pfn, word)
             folios.append(last)
-        again = pagemap.snapshot(region.addr, region.pages, pid)
+        again = page_flags.snapshot(region.addr, region.pages, pid)
         # Marks of age come and go meanwhile (DAMON sets PG_idle): not what is asked for.
         if again.pfns == seen.pfns and all(
             not (a ^ b) & _LASTING for a, b in zip(again.flags, seen.flags)

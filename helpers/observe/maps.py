@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """/proc/PID/maps, smaps and smaps_rollup: the VMAs of an address space.
 
 ``lo`` in VmFlags is VM_LOCKED, ``lf`` VM_LOCKONFAULT (shown by that name since 6.2, as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """mincore(2): residency of a range, one byte a page, bit 0.
 
 For a file it reports the page cache, not the mapping, and since 5.2 only to who may write
@@ -9,13 +10,13 @@ from __future__ import annotations
 
 import ctypes
 
-from helpers import libc
+from helpers import syscalls
 
 
 def resident(addr: int, pages: int) -> list[bool]:
     """For each page from ``addr``: resident. OSError as mincore(2) has it."""
     vec = (ctypes.c_ubyte * pages)()
-    libc.mincore(addr, pages * libc.PAGE, vec)
+    syscalls.mincore(addr, pages * syscalls.PAGE, vec)
     return [bool(byte & 1) for byte in vec]
 
 

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: MIT
 """/proc/PID/status: the kernel's own account of a process (proc_pid_status(5))."""
 
 from __future__ import annotations
 
 import os
 
-from helpers.libc import PAGE_KB
+from helpers.syscalls import PAGE_KB
 
 
 def fields(pid: int | str = "self") -> dict[str, str]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """/proc/vmstat and /proc/meminfo: machine-wide counters, moved by everybody.
 
 Per-CPU deltas are folded on reading only after a write to /proc/sys/vm/stat_refresh (root).
@@ -7,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers import libc
+from helpers import syscalls
 
 
-def refresh() -> bool:
+def stat_refresh() -> bool:
     """Fold per-CPU deltas; False where the file is not ours to write.
 
     5.10 answers EINVAL when a counter is negative, having folded all the same.
@@ -47,4 +48,4 @@ def huge_page_size() -> int:
     try:
         return meminfo_kb("Hugepagesize") * 1024
     except LookupError:
-        return 512 * libc.PAGE
+        return 512 * syscalls.PAGE

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Results on disk and on paper."""

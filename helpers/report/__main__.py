@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m helpers.report``: compare results, and make a page of them."""
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from helpers.report import compare, result
-from helpers.report.files import Unreadable, written
+from helpers.report.files import InvalidResult, replaced_file
+from helpers.report.html import Page
 from helpers.report.result import Result
 from helpers.report.tool import USAGE, Parser, complain, ended, say
 
@@ -19,7 +21,7 @@ def _each(paths: Sequence[str], use: Callable[[Result], None]) -> int:
     for path in paths:
         try:
             use(result.load(Path(path)))
-        except Unreadable as error:
+        except InvalidResult as error:
             problems.append(str(error))
     if problems:
         complain("; ".join(problems))
@@ -28,15 +30,15 @@ def _each(paths: Sequence[str], use: Callable[[Result], None]) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     if len(options.results) < 2:
-        raise Unreadable("compare wants two results or more")
+        raise InvalidResult("compare wants two results or more")
     matrix = compare.Matrix()
     bad = _each(options.results, matrix.add)
     if len(matrix.columns) < 2:
         if not bad:
-            raise Unreadable("compare wants two results or more")
+            raise InvalidResult("compare wants two results or more")
         return USAGE
     if len(options.results) == 2:
-        found = compare.two(matrix)
+        found = compare.compare_pair(matrix)
         form = compare.as_json if options.json else compare.markdown
         say((form if options.json or options.markdown else compare.text)(found))
     elif options.json:
@@ -47,19 +49,18 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _html(options: argparse.Namespace) -> int:
-    from helpers.report.html import Page
 
     page = Page()
     bad = _each(options.results, page.add)
     if not page.results:
         return USAGE
-    with written(Path(options.output)) as file:
+    with replaced_file(Path(options.output)) as file:
         page.write(file)
     return USAGE if bad else 0
 
 
 def _carry(options: argparse.Namespace) -> int:
-    result.carry(Path(options.result), Path(options.matrix))
+    result.attach_matrix(Path(options.result), Path(options.matrix))
     return 0
 
 

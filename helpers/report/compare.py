@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What changed verdict between results: two kernels, two machines, or many."""
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from helpers.report.files import Unreadable
-from helpers.report.formats import plain, printable
+from helpers.report.files import InvalidResult
+from helpers.report.ktap import one_line, printable
 from helpers.report.result import Result
 from helpers.report.verdicts import Verdict
 
@@ -21,7 +22,7 @@ SLOWER = 3.0
 SECONDS = 0.5
 """… and differs by this many seconds at least."""
 
-KINDS = (
+CHANGE_KINDS = (
     "broken", "no longer verified", "deviates now", "mended", "newly verified", "gone", "new",
     "other",
 )  # fmt: skip
@@ -31,7 +32,7 @@ _NUMBERS = {verdict: number for number, verdict in enumerate(_CODES)}
 _VERIFIED = _NUMBERS[Verdict.VERIFIED]
 
 
-def kind(was: Verdict | None, now: Verdict | None) -> str | None:
+def change_kind(was: Verdict | None, now: Verdict | None) -> str | None:
     """One of :data:`KINDS`, or None where the verdict is the same."""
     if was is now:
         return None
@@ -89,9 +90,11 @@ class Matrix:
     def add(self, result: Result) -> None:
         """Add a column. Raises :class:`Unreadable` for a run that is in it already, or is empty."""
         if result.id in self.runs:
-            raise Unreadable(f"{result.path} and {self.runs[result.id]}: two files of the same run")
+            raise InvalidResult(
+                f"{result.path} and {self.runs[result.id]}: two files of the same run"
+            )
         if not result.encoded:
-            raise Unreadable(f"{result.path}: incomplete: it has no behaviours, none was run")
+            raise InvalidResult(f"{result.path}: incomplete: it has no behaviours, none was run")
         self.runs[result.id] = str(result.path)
         column = Column(result.label, str(result.path), result.complete)
         self.columns.append(column)
@@ -100,7 +103,7 @@ class Matrix:
             place = self.places.setdefault(row.id, len(self.places))
             column.put(place, _NUMBERS[row.verdict], row.duration)
             if row.reason:
-                reason = plain(row.reason)[:200]
+                reason = one_line(row.reason)[:200]
                 column.reasons[place] = words.setdefault(reason, reason)
 
     @property
@@ -143,7 +146,7 @@ class Matrix:
         rows = self._differing()
         for row in rows:
             marks = "".join(MARKS[v] if v else " " for v in row.verdicts)
-            lines.append(f"{marks}  {plain(row.id)}")
+            lines.append(f"{marks}  {one_line(row.id)}")
         every = len(self.places)
         lines.append(f"{every - len(rows)} of {every} behaviours have one verdict everywhere")
         return "\n".join(lines)
@@ -218,7 +221,7 @@ class Comparison:
     outliers: list[tuple[str, float, float]] = field(default_factory=list)
 
 
-def two(matrix: Matrix) -> Comparison:
+def compare_pair(matrix: Matrix) -> Comparison:
     """Compare the two results of a matrix."""
     before, after = matrix.columns
     both = matrix.verdicts()
@@ -228,12 +231,12 @@ def two(matrix: Matrix) -> Comparison:
         if was != now:
             old, new = _CODES[was], _CODES[now]
             reason = after.reasons.get(place) or before.reasons.get(place, "")
-            found.changes.append(Change(kind(old, new) or "", name, old, new, reason))
+            found.changes.append(Change(change_kind(old, new) or "", name, old, new, reason))
         if was and now:
             a, b = before.seconds[place], after.seconds[place]
             if abs(a - b) >= SECONDS and max(a, b) >= SLOWER * min(a, b):
                 found.outliers.append((name, a, b))
-    found.changes.sort(key=lambda c: (KINDS.index(c.kind), c.id))
+    found.changes.sort(key=lambda c: (CHANGE_KINDS.index(c.kind), c.id))
     found.outliers.sort()
     return found
 
@@ -250,24 +253,24 @@ def text(found: Comparison) -> str:
             lines.append(
                 f"{printable(column.path)}: incomplete; it holds what was found out by then"
             )
-    for what in KINDS:
+    for what in CHANGE_KINDS:
         rows = [c for c in found.changes if c.kind == what]
         if rows:
             lines.append(f"\n{what} ({len(rows)}):")
         for c in rows:
-            lines.append(f"  {plain(c.id)}: {_verdict(c.before)} -> {_verdict(c.after)}")
+            lines.append(f"  {one_line(c.id)}: {_verdict(c.before)} -> {_verdict(c.after)}")
             if c.reason:
                 lines.append(f"      {c.reason}")
     if found.outliers:
         lines.append(f"\nduration outliers ({len(found.outliers)}):")
-        lines += [f"  {plain(n)}: {a:.2f} s -> {b:.2f} s" for n, a, b in found.outliers]
+        lines += [f"  {one_line(n)}: {a:.2f} s -> {b:.2f} s" for n, a, b in found.outliers]
     if not found.changes:
         lines.append(f"no verdict changed ({found.same} behaviours)")
     return "\n".join(lines)
 
 
 def _cell(value: str) -> str:
-    return plain(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return one_line(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def markdown(found: Comparison) -> str:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Files that others name to our tools: read and replaced as a whole, never waited for."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ LARGEST = 1 << 32
 """Bytes of a file that are read; a million behaviours are some 300 MB."""
 
 
-class Unreadable(ValueError):
+class InvalidResult(ValueError):
     """A file that cannot be used; the text is one line for the person who named it."""
 
 
@@ -25,33 +26,33 @@ def inside(path: Path, name: str, remedy: str) -> Path:
     try:
         if not path.is_dir():
             if not path.exists():
-                raise Unreadable(f"{path}: no such file")
+                raise InvalidResult(f"{path}: no such file")
             return path
         if not (path / name).exists():
-            raise Unreadable(f"{path}: no {name} in this folder; make one by {remedy}")
+            raise InvalidResult(f"{path}: no {name} in this folder; make one by {remedy}")
     except OSError as error:
-        raise Unreadable(f"{path}: cannot be read: {error.strerror}") from None
+        raise InvalidResult(f"{path}: cannot be read: {error.strerror}") from None
     return path / name
 
 
-def content(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """The bytes of a regular file; never waits for a FIFO or a device. Raises Unreadable."""
     try:
         if path.exists() and not path.is_file():
-            raise Unreadable(f"{path}: no regular file")
+            raise InvalidResult(f"{path}: no regular file")
         # In case it becomes a FIFO in between.
         with open(path, "rb", opener=_at_once) as file:
             if os.fstat(file.fileno()).st_size > LARGEST:
-                raise Unreadable(f"{path}: larger than {LARGEST >> 30} GiB")
+                raise InvalidResult(f"{path}: larger than {LARGEST >> 30} GiB")
             return file.read() or b""
     except OSError as error:
-        raise Unreadable(f"{path}: cannot be read: {error.strerror}") from None
+        raise InvalidResult(f"{path}: cannot be read: {error.strerror}") from None
     except MemoryError:
-        raise Unreadable(f"{path}: larger than the memory there is") from None
+        raise InvalidResult(f"{path}: larger than the memory there is") from None
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[IO[str]]:
+def replaced_file(path: Path) -> Iterator[IO[str]]:
     """A text file that replaces ``path`` as a whole at the block's end; else the old one stays.
 
     What is no regular file (a device, a FIFO that is read) is written to. Raises OSError with

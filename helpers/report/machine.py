@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a result says of the machine it was measured on."""
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from helpers import kernel, libc, privilege
+from helpers import syscalls
+from helpers.machine import kernel_version
 from helpers.observe import status
+from helpers.processes import credentials, namespaces, rlimits
 
 CONFIG_FACTS = (
     "CONFIG_MEMCG", "CONFIG_SWAP", "CONFIG_NUMA", "CONFIG_TRANSPARENT_HUGEPAGE", "CONFIG_KSM",
@@ -35,7 +38,7 @@ def config_facts() -> dict[str, str]:
     try:
         text = gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
     except OSError:
-        text = _text(f"/boot/config-{kernel.release()}")
+        text = _text(f"/boot/config-{kernel_version.release()}")
     pairs = (line.partition("=")[::2] for line in text.splitlines() if line.startswith("CONFIG_"))
     return {name: value for name, value in pairs if name in CONFIG_FACTS}
 
@@ -57,7 +60,7 @@ def _virtualised() -> str:
 
 
 def _limit(value: int) -> int | None:
-    return None if value == privilege.INFINITE else value
+    return None if value == rlimits.RLIM_INFINITY else value
 
 
 def _versions() -> dict[str, str]:
@@ -73,18 +76,18 @@ def _versions() -> dict[str, str]:
 def describe() -> dict[str, object]:
     """Kernel, machine, rights and tools, as plain JSON values. Sizes are bytes."""
     uname = os.uname()
-    soft, hard = privilege.memlock_limit()
-    held = privilege.capabilities().effective
+    soft, hard = rlimits.memlock_limit()
+    held = credentials.capabilities().effective
     return {
         "kernel": {
-            "release": kernel.release(),
+            "release": kernel_version.release(),
             "version": uname.version,
             "cmdline": _text("/proc/cmdline"),
             "config": config_facts(),
         },
-        "architecture": libc.architecture(),
-        "page_size": libc.PAGE,
-        "word_bits": libc.WORD_BITS,
+        "architecture": syscalls.architecture(),
+        "page_size": syscalls.PAGE,
+        "word_bits": syscalls.WORD_BITS,
         "machine": {
             "node": uname.nodename,
             "cpu": _cpu_model(),
@@ -95,8 +98,8 @@ def describe() -> dict[str, object]:
         "rights": {
             "uid": os.geteuid(),
             "effective": f"{held:#x}",
-            "capabilities": [n for n in privilege.CAPABILITIES if privilege.has(n)],
-            "initial_user_namespace": privilege.in_initial_user_namespace(),
+            "capabilities": [n for n in credentials.CAPABILITIES if credentials.has_capability(n)],
+            "initial_user_namespace": namespaces.in_initial_user_namespace(),
             "seccomp": status.fields().get("Seccomp", ""),
             "memlock_soft": _limit(soft),
             "memlock_hard": _limit(hard),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """result.json: one run on one machine, in a documented, versioned form (schema.json beside).
 
 The file is valid JSON after every case: the tail that closes it is overwritten by the next
@@ -22,12 +23,11 @@ from typing import Any
 
 import pytest
 
-from helpers.facilities import Facility
-from helpers.faults import matrix
-from helpers.report import machine
-from helpers.report.files import Unreadable, inside
-from helpers.report.formats import printable
-from helpers.report.verdicts import Behaviour, Verdict
+from helpers.report import detection_matrix, machine, reader
+from helpers.report.files import InvalidResult, inside
+from helpers.report.ktap import printable
+from helpers.report.verdicts import CaseResult, Verdict
+from helpers.requirements.facility import Facility
 
 SCHEMA = 1
 FILE = "result.json"
@@ -40,14 +40,14 @@ extra_key = pytest.StashKey[dict[str, Any]]()
 """What others add to the result before the run ends, by its name in the schema."""
 
 
-def clip(text: str) -> str:
+def truncate(text: str) -> str:
     """The text, cut where it is longer than anybody reads."""
     if len(text) <= LONGEST:
         return text
     return f"{text[:LONGEST]}\n… {len(text) - LONGEST} more characters"
 
 
-def as_dict(behaviour: Behaviour) -> dict[str, Any]:
+def as_dict(behaviour: CaseResult) -> dict[str, Any]:
     """A behaviour as the schema has it."""
     found: dict[str, Any] = {
         "id": behaviour.id,
@@ -56,19 +56,19 @@ def as_dict(behaviour: Behaviour) -> dict[str, Any]:
         "source": behaviour.source,
         "claims": behaviour.claims,
         "verdict": behaviour.verdict.value,
-        "reason": clip(behaviour.reason),
+        "reason": truncate(behaviour.reason),
         "duration": round(behaviour.duration, 6),
     }
     if behaviour.detail:
-        found["detail"] = clip(behaviour.detail)
+        found["detail"] = truncate(behaviour.detail)
     if behaviour.evidence:
-        found["evidence"] = [{"title": t, "text": clip(x)} for t, x in behaviour.evidence]
+        found["evidence"] = [{"title": t, "text": truncate(x)} for t, x in behaviour.evidence]
     if behaviour.series:
         found["series"] = behaviour.series
     return found
 
 
-class Writer:
+class ResultWriter:
     """Writes ``result.json`` in a folder as the run goes. Raises OSError where it cannot.
 
     ``collected``: how many cases the run is to have.
@@ -95,7 +95,7 @@ class Writer:
         self._end = len(text.encode()) - len(_TAIL)
         self._first = True
 
-    def add(self, behaviour: Behaviour) -> None:
+    def add(self, behaviour: CaseResult) -> None:
         """Append one behaviour that has its verdict.
 
         Where there is no room for it the file stays what it was: :meth:`finish` tells.
@@ -115,7 +115,7 @@ class Writer:
 
     def finish(
         self,
-        behaviours: Iterable[Behaviour],
+        behaviours: Iterable[CaseResult],
         exit_code: int,
         *,
         complete: bool = True,
@@ -151,24 +151,23 @@ def replace(path: Path, text: str) -> None:
         raise
 
 
-def carry(path: Path, folder: Path) -> None:
+def attach_matrix(path: Path, folder: Path) -> None:
     """Put a fault matrix that was made apart into a result of the same kernel.
 
     Raises :class:`Unreadable` for either, and where they are of different kernels; OSError.
     """
-    from helpers.report import reading
 
-    made, data = load(path), matrix.load(folder)
+    made, data = load(path), detection_matrix.load(folder)
     ours = (made.kernel, made.run["architecture"], made.run["page_size"])
-    theirs = matrix.origin(data)
+    theirs = detection_matrix.origin(data)
     if ours != theirs:
-        raise Unreadable(f"{folder} is of {theirs}, {made.path} of {ours}: not the same kernel")
-    value = reading.whole(made.path) | {"sensitivity": matrix.packed(data)}
+        raise InvalidResult(f"{folder} is of {theirs}, {made.path} of {ours}: not the same kernel")
+    value = reader.whole(made.path) | {"sensitivity": detection_matrix.packed(data)}
     rows = value.pop("behaviours")
     try:
         _write(made.path, value, rows)
     except (ValueError, RecursionError) as error:  # members that nobody checks
-        raise Unreadable(f"{made.path}: cannot be written again: {error}") from None
+        raise InvalidResult(f"{made.path}: cannot be written again: {error}") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(made.path)) from None
 
@@ -184,19 +183,18 @@ class Result:
     encoded: Sequence[Any] = field(repr=False)
     """Its behaviours as they stand in the file; :meth:`rows` has them one by one."""
     sensitivity: Mapping[str, Any] | None = field(default=None, repr=False)
-    """Who noticed which fault (:mod:`helpers.faults.matrix`), if that was tried."""
+    """Who noticed which fault (:mod:`helpers.report.detection_matrix`), if that was tried."""
 
     def rows(self) -> Iterator[Any]:
         """Each behaviour, with the members that the schema states as attributes."""
-        from helpers.report import reading
 
-        return map(reading.row(), self.encoded)
+        return map(reader.row(), self.encoded)
 
     @cached_property
-    def behaviours(self) -> Mapping[str, Behaviour]:
+    def behaviours(self) -> Mapping[str, CaseResult]:
         """Everything that is known of each behaviour, by its id."""
         return {
-            row.id: Behaviour(
+            row.id: CaseResult(
                 row.id, row.chapter, row.statement, row.source, row.claims,
                 Verdict(row.verdict), row.reason, row.duration, detail=row.detail,
                 evidence=[(e["title"], e["text"]) for e in row.evidence],
@@ -232,13 +230,12 @@ def load(path: Path) -> Result:
 
     ModuleNotFoundError without msgspec (dependency group ``report``).
     """
-    from helpers.report import reading
 
     file = inside(path, FILE, f"pytest --report={path}")
-    value = reading.result(file, SCHEMA)
+    value = reader.result(file, SCHEMA)
     rows, tried = value["behaviours"], value.get("sensitivity")
-    lacking = reading.unrun(rows, file) or not rows or value.get("collected", 0) > len(rows)
+    lacking = reader.unrun(rows, file) or not rows or value.get("collected", 0) > len(rows)
     return Result(
         file, value["run"], value["complete"] and not lacking, rows,
-        None if tried is None else matrix.unpacked(tried, file),
+        None if tried is None else detection_matrix.unpacked(tried, file),
     )  # fmt: skip

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the tools that read results share: bad input is one line and exit code 4, whatever it is."""
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TextIO
 
-from helpers.report.files import Unreadable
-from helpers.report.formats import printable
+from helpers.report.files import InvalidResult
+from helpers.report.ktap import printable
 
 USAGE = 4
 """Exit code of what cannot be used; 1 says something of the kernel."""
@@ -56,7 +57,7 @@ def ended(work: Callable[[], int]) -> int:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except Unreadable as error:
+    except InvalidResult as error:
         complain(error)
     except ModuleNotFoundError as error:
         complain(f"needs {error.name}: pip install {error.name} (dependency group report)")
@@ -72,5 +73,5 @@ def ended(work: Callable[[], int]) -> int:
 def say(text: str) -> None:
     """Print to standard output, which has to be there. Raises OSError."""
     if sys.stdout is None:
-        raise Unreadable("standard output is closed: nowhere to write to")
+        raise InvalidResult("standard output is closed: nowhere to write to")
     print(text)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Verdicts: what a run found out about each behaviour, gathered from pytest's reports."""
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from pathlib import PurePath
 from typing import Any
 
 import pytest
+
+from helpers.requirements.inconclusive import INCONCLUSIVE_PREFIX
 
 
 class Verdict(StrEnum):
@@ -24,7 +27,6 @@ class Verdict(StrEnum):
     NOT_RUN = "not run"
 
 
-INCONCLUSIVE_PREFIX = "inconclusive: "
 PHASES = ("setup", "call", "teardown")
 # A later phase may only make a verdict worse.
 _RANK = [
@@ -34,7 +36,7 @@ _RANK = [
 
 
 @dataclass
-class Behaviour:
+class CaseResult:
     """One case: its pytest node id, statement and verdict. ``duration`` is seconds."""
 
     id: str
@@ -51,24 +53,19 @@ class Behaviour:
     series: list[dict[str, Any]] = field(default_factory=list)
 
 
-def not_run(node: str, properties: Iterable[tuple[str, object]] = ()) -> Behaviour:
+def not_run(node: str, properties: Iterable[tuple[str, object]] = ()) -> CaseResult:
     """A collected case of which nothing is known yet but what its mark and docstring say."""
     told = dict(properties)
     chapter = str(told.get("chapter") or PurePath(node.partition("::")[0]).parent.name)
     statement, source, claim = (str(told.get(key, "")) for key in ("statement", "source", "claim"))
-    return Behaviour(node, chapter, statement, source, claim, verdict=Verdict.NOT_RUN)
+    return CaseResult(node, chapter, statement, source, claim, verdict=Verdict.NOT_RUN)
 
 
-def missing(behaviours: Iterable[Behaviour]) -> str:
+def missing(behaviours: Iterable[CaseResult]) -> str:
     """``N of M cases did not run``; empty if all did."""
     verdicts = [b.verdict for b in behaviours]
     number = verdicts.count(Verdict.NOT_RUN)
     return f"{number} of {len(verdicts)} cases did not run" if number else ""
-
-
-def inconclusive(reason: str) -> Any:
-    """End the case: its control did not behave as a control must. Never a pass."""
-    pytest.skip(f"{INCONCLUSIVE_PREFIX}{reason}")
 
 
 def reason_of(report: pytest.TestReport) -> str:
@@ -100,7 +97,7 @@ def verdict_of(report: pytest.TestReport) -> tuple[Verdict, str] | None:
     return (Verdict.BROKEN if broken else Verdict.FAILED), reason
 
 
-def gather(behaviours: dict[str, Behaviour], report: pytest.TestReport) -> None:
+def add_report(behaviours: dict[str, CaseResult], report: pytest.TestReport) -> None:
     """Add one report to what is known so far."""
     properties = dict(report.user_properties)
     found = behaviours.get(report.nodeid)

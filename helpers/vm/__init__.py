@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The suite on another kernel, in QEMU."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m helpers.vm KERNEL [pytest options]``: the suite on another kernel, in QEMU."""
 
 from __future__ import annotations
@@ -14,33 +15,34 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from helpers import process, timeouts
+from helpers import processes
+from helpers.machine import timeouts
 from helpers.report import compare
-from helpers.report.files import Unreadable
+from helpers.report.files import InvalidResult
 from helpers.report.result import load
 from helpers.vm import virtme
-from helpers.vm.apt import Source
+from helpers.vm.apt import PackageCache
 from helpers.vm.cache import Cache
-from helpers.vm.kernels import FLAVOURS, SUITES, Kernel, ready
-from helpers.vm.options import parse
-from helpers.vm.outcome import Outcome, report
-from helpers.vm.problem import BROKEN, USAGE, Problem, say
+from helpers.vm.cli import parse
+from helpers.vm.config import GuestConfig, capability_numbers, parse_size
+from helpers.vm.errors import BROKEN, USAGE, VmError, status
+from helpers.vm.guest_exit import Outcome, report
+from helpers.vm.kernels import FLAVOURS, SUITES, Kernel, prepare_kernel
+from helpers.vm.rootfs import ensure_rootfs
 from helpers.vm.run import require_qemu, results_folder, run
-from helpers.vm.userland import make_ready
-from helpers.vm.wish import Wish, capability_numbers, megabytes
 
 Job = Callable[[Path], Outcome]
 
 
-def wish_of(options: argparse.Namespace, theirs: tuple[str, ...]) -> Wish:
+def config_from_args(options: argparse.Namespace, theirs: tuple[str, ...]) -> GuestConfig:
     """What the command line asks of a guest. Raises :class:`Problem`."""
     if options.memory:
-        megabytes(options.memory)
+        parse_size(options.memory)
     try:
         longer = timeouts.scaled(1)
     except ValueError as error:
-        raise Problem(f"{timeouts.VARIABLE}: {error}") from None
-    return Wish(
+        raise VmError(f"{timeouts.VARIABLE}: {error}") from None
+    return GuestConfig(
         suite=options.suite.resolve(),
         pytest=theirs,
         userland=options.userland,
@@ -61,28 +63,32 @@ def wish_of(options: argparse.Namespace, theirs: tuple[str, ...]) -> Wish:
 
 
 def jobs(
-    names: Sequence[str], wish: Wish, source: Source, options: argparse.Namespace, scratch: Path
+    names: Sequence[str],
+    wish: GuestConfig,
+    source: PackageCache,
+    options: argparse.Namespace,
+    scratch: Path,
 ) -> list[tuple[str, Job]]:
     """Make every kernel ready before the first boots: what is missing is told at once."""
     if options.virtme:
         trees = [virtme.tree(name, source) for name in names]
         return [(t.label, functools.partial(virtme.run, t, wish)) for t in trees]
-    kernels = [ready(name, source, Path(tempfile.mkdtemp(dir=scratch))) for name in names]
+    kernels = [prepare_kernel(name, source, Path(tempfile.mkdtemp(dir=scratch))) for name in names]
     for kernel in kernels:
         if not options.fetch_only:
             require_qemu(kernel.arch)
-        make_ready(wish.userland, kernel.arch, source)
+        ensure_rootfs(wish.userland, kernel.arch, source)
     return [(k.label, functools.partial(verify, k, wish, source)) for k in kernels]
 
 
-def verify(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
+def verify(kernel: Kernel, wish: GuestConfig, source: PackageCache, out: Path) -> Outcome:
     """Run the suite on a kernel; once more if the guest broke before pytest had begun.
 
     Emulation loses a boot now and then, and some kernels do not take the short way in.
     """
     outcome = run(kernel, wish, source, out)
     if outcome.code == BROKEN and "pytest" not in outcome.marks and kernel.unpacked:
-        say(f"{kernel.label}: {outcome.verdict}; trying its bzImage")
+        status(f"{kernel.label}: {outcome.verdict}; trying its bzImage")
         outcome = run(dataclasses.replace(kernel, unpacked=None), wish, source, out)
     return outcome
 
@@ -90,12 +96,14 @@ def verify(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
 def main(arguments: Sequence[str]) -> int:
     """Run the suite on each kernel, one after the other. Raises :class:`Problem`."""
     options, theirs = parse(arguments)
-    process.default_signals(keep_job_control=True)
+    processes.default_signals(keep_job_control=True)
     if options.list:
         print("\n".join(f"debian:{suite}/{flavour}" for suite in SUITES for flavour in FLAVOURS))
         return 0
-    wish = wish_of(options, theirs)
-    source = Source(Cache(options.cache.expanduser().absolute()), options.mirror, options.refresh)
+    wish = config_from_args(options, theirs)
+    source = PackageCache(
+        Cache(options.cache.expanduser().absolute()), options.mirror, options.refresh
+    )
     with source.cache.scratch() as scratch:
         todo = jobs(options.kernels, wish, source, options, scratch)
         if options.fetch_only:
@@ -104,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
         outcomes = []
         for number, (label, job) in enumerate(todo, 1):
             twin = sum(label == before for before, _ in todo[: number - 1])
-            say(f"{label} ({number} of {len(todo)}) ...")
+            status(f"{label} ({number} of {len(todo)}) ...")
             folder = results / (f"{label}-{twin + 1}" if twin else label)
             with results_folder(folder):
                 outcomes.append(job(folder))
@@ -121,18 +129,18 @@ def comparison(outcomes: Iterable[Outcome]) -> None:
     for outcome in outcomes:
         try:
             matrix.add(load(outcome.folder or Path()))
-        except Unreadable as error:
-            say(f"{outcome.label}: left out of the comparison: {error}")
+        except InvalidResult as error:
+            status(f"{outcome.label}: left out of the comparison: {error}")
         except ModuleNotFoundError as error:
-            return say(f"no comparison: needs {error.name}: pip install {error.name}")
+            return status(f"no comparison: needs {error.name}: pip install {error.name}")
     if len(matrix.columns) == 2:
-        print(f"\n{compare.text(compare.two(matrix))}")
+        print(f"\n{compare.text(compare.compare_pair(matrix))}")
     elif len(matrix.columns) > 2:
         print(f"\n{matrix.text()}\n\n{matrix.markdown()}")
     return None
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """A signal asks us to end; everything is cleaned up on the way out."""
 
     def __init__(self, number: int) -> None:
@@ -146,7 +154,7 @@ def stop(number: int, _frame: FrameType | None) -> NoReturn:
     """Handle a signal; only the first one, so that the clean-up is not disturbed."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    raise Stopped(number)
+    raise Interrupted(number)
 
 
 def command() -> int:
@@ -155,15 +163,15 @@ def command() -> int:
         signal.signal(number, stop)
     try:
         return main(sys.argv[1:])
-    except Problem as problem:
-        say(str(problem))
+    except VmError as problem:
+        status(str(problem))
         return problem.code
-    except Stopped as stopped:
-        say(f"stopped by {signal.Signals(stopped.number).name}")
+    except Interrupted as stopped:
+        status(f"stopped by {signal.Signals(stopped.number).name}")
         return 128 + stopped.number
     except OSError as error:
         hint = ": make room or give --cache DIR" if error.errno == errno.ENOSPC else ""
-        say(f"{error.filename or 'vm'}: {error.strerror}{hint}")
+        status(f"{error.filename or 'vm'}: {error.strerror}{hint}")
     return USAGE
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Debian's packages, by an apt that leaves the host's own alone."""
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.vm.cache import Cache
-from helpers.vm.problem import Problem
+from helpers.vm.errors import VmError
 
 MIRROR = "http://deb.debian.org/debian"
 
 
 @dataclass
-class Source:
+class PackageCache:
     """Where packages come from and where their contents are kept."""
 
     cache: Cache
@@ -38,12 +39,12 @@ class Apt:
     def __init__(self, folder: Path, suite: str, arch: str, mirror: str) -> None:
         for tool, package in (("apt-get", "apt"), ("dpkg", "dpkg")):
             if not shutil.which(tool):
-                raise Problem(
+                raise VmError(
                     f"{tool} is not there, and kernels and userland come as Debian packages: "
                     f"install {package}"
                 )
         if not os.path.exists(self.KEYRING):
-            raise Problem(f"{self.KEYRING} is not there: apt install debian-archive-keyring")
+            raise VmError(f"{self.KEYRING} is not there: apt install debian-archive-keyring")
         self.what = f"{suite}/{arch}"
         self._mirror = mirror
         self._folder = folder
@@ -97,11 +98,11 @@ class Apt:
         if done.returncode:
             said = re.findall(r"^E: .*", done.stderr, re.MULTILINE) or [done.stderr.strip()]
             if command[0] == "apt-cache":
-                raise Problem(
+                raise VmError(
                     f"{self.what} has no package {command[-1]}: "
                     "name another suite or flavour (--list shows them)"
                 )
-            raise Problem(
+            raise VmError(
                 f"cannot fetch {self.what} from {self._mirror} ({said[0][:200]}): "
                 "check the network, or name a mirror with --mirror URL"
             )
@@ -144,5 +145,5 @@ class Apt:
             )
             if done.returncode:
                 said = done.stderr.strip().splitlines() or ["no reason given"]
-                raise Problem(f"{deb.name} cannot be unpacked: {said[-1]}")
+                raise VmError(f"{deb.name} cannot be unpacked: {said[-1]}")
             deb.unlink()

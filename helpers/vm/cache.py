@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The folder where packages' contents are kept, so that a second run fetches nothing."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.vm.problem import Problem
+from helpers.vm.errors import VmError
 
 LAYOUT = "2"
 """Goes up when what is kept in the cache changes its meaning."""
@@ -24,7 +25,7 @@ class Cache:
             root.mkdir(parents=True, exist_ok=True)
             (root / "tmp").mkdir(exist_ok=True)
         except OSError as error:
-            raise Problem(
+            raise VmError(
                 f"the cache {root} cannot be made ({error.strerror}): give another one with --cache"
             ) from error
         self._sweep()
@@ -61,7 +62,7 @@ class Cache:
         """Refuse if the file system has not that much space left."""
         free = shutil.disk_usage(self.root).free >> 20
         if free < mebibytes:
-            raise Problem(
+            raise VmError(
                 f"{self.root} needs {mebibytes} MiB of space and has {free}: "
                 "make room or give --cache DIR"
             )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A guest's console: our marks taken out, a log kept, and what pytest says shown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Kernel images: what they are, by their headers, and the folders that hold them."""
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import struct
 import subprocess
 from pathlib import Path
 
-from helpers.vm.arches import ARCHES, Arch
-from helpers.vm.problem import Problem
+from helpers.vm.architectures import ARCHES, Arch
+from helpers.vm.errors import VmError
 
 
 def arch_of(image: Path) -> tuple[Arch, str]:
@@ -20,7 +21,7 @@ def arch_of(image: Path) -> tuple[Arch, str]:
         with image.open("rb") as handle:
             head = handle.read(0x10000)
     except OSError as error:
-        raise Problem(f"{image} cannot be read ({error.strerror})") from error
+        raise VmError(f"{image} cannot be read ({error.strerror})") from error
     if head[:2] == b"\x1f\x8b":
         with contextlib.suppress(OSError, EOFError), gzip.open(image) as unpacked:
             head = unpacked.read(0x10000)
@@ -36,11 +37,11 @@ def arch_of(image: Path) -> tuple[Arch, str]:
         machine = struct.unpack_from("<H" if head[5] == 1 else ">H", head, 18)[0]
         if machine == 21:
             return ARCHES["ppc64el"], ""
-        raise Problem(
+        raise VmError(
             f"{image} is an ELF file and no bootable image: "
             "give arch/x86/boot/bzImage instead of vmlinux"
         )
-    raise Problem(
+    raise VmError(
         f"{image} is no kernel: give a vmlinuz or bzImage, a build tree, a folder with an unpacked "
         "kernel package, or a name such as debian:trixie"
     )
@@ -87,7 +88,7 @@ def decompress(data: bytes, method: str) -> bytes:
     tool = {"zst": "zstd", "zstd": "zstd", "zstd22": "zstd", "lz4": "lz4"}.get(method)
     if tool is None or not shutil.which(tool):
         needed = f"apt install {tool}" if tool else "give it unpacked"
-        raise Problem(f"the kernel's files are packed with {method}: {needed}")
+        raise VmError(f"the kernel's files are packed with {method}: {needed}")
     return subprocess.run([tool, "-dc"], input=data, capture_output=True, check=True).stdout
 
 
@@ -108,12 +109,12 @@ def kernel_in_folder(folder: Path) -> tuple[Path, Path | None, Path | None]:
     for patterns in IMAGES:
         images = images or sorted(path for each in patterns for path in folder.glob(each))
     if not images:
-        raise Problem(
+        raise VmError(
             f"{folder} has no kernel: looked for {', '.join(each[0] for each in IMAGES)} and such"
         )
     if len({image.resolve() for image in images}) > 1:
         several = ", ".join(str(image) for image in images[:3])
-        raise Problem(f"{folder} has several kernels: name one of {several}")
+        raise VmError(f"{folder} has several kernels: name one of {several}")
     installed = [*folder.glob("lib/modules/*"), *folder.glob("usr/lib/modules/*")]
     modules = sorted(path for path in installed if any(path.rglob("*.ko*")))
     configs = [

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Kernels by name, file or folder."""
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.vm.apt import Apt, Source
-from helpers.vm.arches import ARCHES, HOST, Arch
+from helpers.vm.apt import Apt, PackageCache
+from helpers.vm.architectures import ARCHES, HOST, Arch
 from helpers.vm.cache import LAYOUT
+from helpers.vm.errors import VmError, status
 from helpers.vm.images import arch_of, bootable, kernel_in_folder, unpack_bzimage
 from helpers.vm.modules import MODULES, module_archive
-from helpers.vm.problem import Problem, say
 
 # Kernels that Debian ships, by suite, and their flavours: (architecture, meta package's ending).
 SUITES = (
@@ -53,7 +54,7 @@ class Kernel:
     unpacked: Path | None = None
 
 
-def ready(name: str, source: Source, scratch: Path) -> Kernel:
+def prepare_kernel(name: str, source: PackageCache, scratch: Path) -> Kernel:
     """Make a kernel ready to boot from a name, a file or a folder.
 
     ``scratch`` must live as long as the kernel is used. Raises :class:`Problem`.
@@ -62,7 +63,7 @@ def ready(name: str, source: Source, scratch: Path) -> Kernel:
         return _named(name, source)
     path = Path(name)
     if not path.exists():
-        raise Problem(
+        raise VmError(
             f"{name} does not exist: give a path to a kernel or a name such as debian:trixie "
             "(--list shows them)"
         )
@@ -117,7 +118,7 @@ def debian_name(name: str) -> tuple[str, str]:
     match = re.fullmatch(r"debian:([a-z-]+)(?:/([a-z0-9-]+))?", name)
     suite, flavour = (match[1], match[2] or HOST or "amd64") if match else ("", "")
     if suite not in SUITES or flavour not in FLAVOURS:
-        raise Problem(
+        raise VmError(
             f"{name} is no kernel that we know: debian:SUITE[/FLAVOUR], "
             f"SUITE one of {', '.join(SUITES)}, FLAVOUR one of {', '.join(FLAVOURS)}"
         )
@@ -129,7 +130,7 @@ def is_name(name: str) -> bool:
     return re.match(r"[a-z]+:", name) is not None and not os.path.exists(name)
 
 
-def _named(name: str, source: Source) -> Kernel:
+def _named(name: str, source: PackageCache) -> Kernel:
     suite, flavour = debian_name(name)
     debian, _ = FLAVOURS[flavour]
     key = hashlib.sha256(" ".join(MODULES).encode()).hexdigest()[:8]
@@ -151,11 +152,11 @@ def _named(name: str, source: Source) -> Kernel:
     )
 
 
-def unpack(suite: str, flavour: str, source: Source, scratch: Path) -> dict[str, object]:
+def unpack(suite: str, flavour: str, source: PackageCache, scratch: Path) -> dict[str, object]:
     """Unpack a distribution's kernel into ``scratch / "root"``; tell what it is."""
     debian, ending = FLAVOURS[flavour]
     meta = f"linux-image-{ending}"
-    say(f"fetching {meta} of {suite} ...")
+    status(f"fetching {meta} of {suite} ...")
     source.cache.room(3072)
     apt = Apt(scratch / "apt", suite, debian, source.mirror)
     packages = apt.kernel_packages(meta)
@@ -163,14 +164,14 @@ def unpack(suite: str, flavour: str, source: Source, scratch: Path) -> dict[str,
     return {"packages": packages, "version": apt.field(meta, "Version")}
 
 
-def _fetch(suite: str, flavour: str, source: Source, kept: Path) -> None:
+def _fetch(suite: str, flavour: str, source: PackageCache, kept: Path) -> None:
     with source.cache.scratch() as scratch:
         facts = unpack(suite, flavour, source, scratch)
         made = scratch / "ready"
         made.mkdir()
         image, modules, config = kernel_in_folder(scratch / "root")
         if modules is None:
-            raise Problem(f"debian:{suite}/{flavour} has no modules in {facts['packages']}")
+            raise VmError(f"debian:{suite}/{flavour} has no modules in {facts['packages']}")
         release = modules.name
         plain = bootable(image, scratch)
         shutil.copyfile(plain, made / "vmlinuz")

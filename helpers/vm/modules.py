@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The modules of a kernel that a guest wants, as an archive that is unpacked at boot."""
 
 from __future__ import annotations
@@ -7,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.vm.cpio import Cpio
 from helpers.vm.images import decompress
+from helpers.vm.initramfs import Cpio
 
 # Modules worth having in the guest, where the kernel has them as modules; with what they need.
 MODULES = (

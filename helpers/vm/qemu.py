@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A guest from outside: the line that starts QEMU, and the process that must not outlive us."""
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from helpers import timeouts
-from helpers.vm.apt import Source
-from helpers.vm.arches import HOST
+from helpers.machine import timeouts
+from helpers.vm.apt import PackageCache
+from helpers.vm.architectures import HOST
+from helpers.vm.config import GuestConfig, parameters, parse_size
 from helpers.vm.console import Console
-from helpers.vm.cpio import Cpio
+from helpers.vm.errors import VmError
+from helpers.vm.initramfs import Cpio
 from helpers.vm.kernels import Kernel
-from helpers.vm.problem import Problem
-from helpers.vm.userland import compiler_root
-from helpers.vm.wish import Wish, megabytes, parameters
+from helpers.vm.rootfs import compiler_root
 
 
-def qemu_command(kernel: Kernel, wish: Wish, initrd: Path, results: Path, accel: str) -> list[str]:
+def qemu_command(
+    kernel: Kernel, wish: GuestConfig, initrd: Path, results: Path, accel: str
+) -> list[str]:
     """Write the line that starts QEMU."""
     arch = kernel.arch
-    memory = megabytes(wish.memory or arch.memory)
+    memory = parse_size(wish.memory or arch.memory)
     machine = list(arch.machine)
     if kernel.cpu:
         machine[-1] = kernel.cpu
@@ -111,7 +114,7 @@ TRIAL = b"#!/bin/busybox sh\nprintf '\\033_vm:init\\033\\\\\\n'\n/bin/busybox sl
 TRIAL_SECONDS = 20
 
 
-def choose_accel(kernel: Kernel, wish: Wish, source: Source) -> str:
+def choose_accel(kernel: Kernel, wish: GuestConfig, source: PackageCache) -> str:
     """Say kvm where a trial boot shows that it works (a device node proves nothing), else tcg.
 
     The answer is kept until the host boots again. Raises :class:`Problem` where KVM is asked for
@@ -119,7 +122,7 @@ def choose_accel(kernel: Kernel, wish: Wish, source: Source) -> str:
     """
     usable = kernel.arch.debian == HOST and os.access("/dev/kvm", os.R_OK | os.W_OK)
     if wish.accel == "kvm" and not usable:
-        raise Problem(
+        raise VmError(
             "--accel kvm: /dev/kvm cannot be opened or is for another architecture; use --accel tcg"
         )
     if wish.accel != "auto" or not usable:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One guest from start to end: boot, results, verdict."""
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.vm.apt import Source
-from helpers.vm.arches import Arch
-from helpers.vm.bytecode import byte_code
+from helpers.vm.apt import PackageCache
+from helpers.vm.architectures import Arch
+from helpers.vm.config import GuestConfig
 from helpers.vm.console import Console
+from helpers.vm.errors import BROKEN, USAGE, VmError
+from helpers.vm.guest_exit import Outcome, classify_exit
 from helpers.vm.kernels import Kernel
-from helpers.vm.outcome import Outcome, judge
-from helpers.vm.problem import BROKEN, USAGE, Problem
+from helpers.vm.payload import write_suite
+from helpers.vm.precompile import pyc_cache
 from helpers.vm.qemu import Guest, choose_accel, qemu_command
-from helpers.vm.suite import write_suite
-from helpers.vm.userland import make_ready
-from helpers.vm.wish import Wish
+from helpers.vm.rootfs import ensure_rootfs
 
 FILES = (
     "exit-code", "console.log", "junit.xml", "dmesg.txt", "kernel.txt", "outcome.json",
@@ -38,16 +39,16 @@ FILES = (
 def require_qemu(arch: Arch) -> None:
     """Raise :class:`Problem` if what emulates this architecture is not installed."""
     if not shutil.which(arch.qemu):
-        raise Problem(f"{arch.qemu} is not there: apt install {arch.package}")
+        raise VmError(f"{arch.qemu} is not there: apt install {arch.package}")
 
 
-def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
+def run(kernel: Kernel, wish: GuestConfig, source: PackageCache, out: Path) -> Outcome:
     """Boot a kernel, run the suite, bring the results home and judge how the guest ended.
 
     Raises :class:`Problem` where the guest could not be started.
     """
     require_qemu(kernel.arch)
-    base = make_ready(wish.userland, kernel.arch, source) / "base.cpio"
+    base = ensure_rootfs(wish.userland, kernel.arch, source) / "base.cpio"
     started = time.monotonic()
     with source.cache.scratch() as scratch:
         initrd, results, errors = scratch / "initrd", scratch / "results.tar", scratch / "qemu.err"
@@ -58,7 +59,7 @@ def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
                 if part:
                     with part.open("rb") as handle:
                         shutil.copyfileobj(handle, stream, 1 << 20)
-            write_suite(wish, kernel, stream, byte_code(wish.userland, source), accel)
+            write_suite(wish, kernel, stream, pyc_cache(wish.userland, source), accel)
         results.touch()
         with (
             Console(out / "console.log", sys.stdout.buffer, started) as console,
@@ -66,12 +67,12 @@ def run(kernel: Kernel, wish: Wish, source: Source, out: Path) -> Outcome:
         ):
             late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
             status = guest.process.wait() if not late else None
-        outcome = judge(
+        outcome = classify_exit(
             kernel.label, console, late, wish, errors.read_text(errors="replace"), status
         )
         outcome.seconds = time.monotonic() - started
         outcome.folder = out
-        if not collect(console, results, out) and outcome.code != BROKEN:
+        if not unpack_results(console, results, out) and outcome.code != BROKEN:
             outcome.verdict += ", but its results were cut off on their way out of the guest"
             outcome.code = BROKEN
     return outcome
@@ -87,7 +88,7 @@ def results_folder(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         held = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise Problem(
+        raise VmError(
             f"{out} cannot be written ({error.strerror}): give another folder with --out"
         ) from error
     code = USAGE
@@ -98,7 +99,7 @@ def results_folder(out: Path) -> Iterator[None]:
         code = BROKEN  # from here on there is a guest, whose results would be lost
         yield
     except BlockingIOError:
-        raise Problem(
+        raise VmError(
             f"{out}: another run writes its results there: give another folder with --out"
         ) from None
     except OSError as error:
@@ -106,7 +107,7 @@ def results_folder(out: Path) -> Iterator[None]:
             raise
         if code == BROKEN and error.filename and out not in Path(str(error.filename)).parents:
             raise
-        raise Problem(
+        raise VmError(
             f"{out} cannot be written ({error.strerror}): make room there, or give another folder "
             "with --out",
             code,
@@ -115,7 +116,7 @@ def results_folder(out: Path) -> Iterator[None]:
         os.close(held)
 
 
-def collect(console: Console, results: Path, out: Path) -> bool:
+def unpack_results(console: Console, results: Path, out: Path) -> bool:
     """Unpack what the guest sent; say if all of it came. A piece is better than nothing."""
     with contextlib.ExitStack() as stack:
         try:

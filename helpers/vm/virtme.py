@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A guest by virtme-ng, on the files of this host: for kernel developers who want their own."""
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import timeouts
-from helpers.vm.apt import Source
-from helpers.vm.arches import ARCHES, HOST
+from helpers.machine import timeouts
+from helpers.vm.apt import PackageCache
+from helpers.vm.architectures import ARCHES, HOST
 from helpers.vm.cache import LAYOUT
+from helpers.vm.config import GuestConfig, parameters, parse_size
 from helpers.vm.console import Console
+from helpers.vm.errors import VmError
+from helpers.vm.guest_exit import Outcome, classify_exit
 from helpers.vm.images import arch_of, kernel_in_folder
 from helpers.vm.kernels import FLAVOURS, debian_name, is_name, unpack, word
-from helpers.vm.outcome import Outcome, judge
-from helpers.vm.problem import Problem
+from helpers.vm.payload import SWAP_SIZE, multiplier, thorough_options
 from helpers.vm.qemu import Guest
-from helpers.vm.suite import SWAP_SIZE, most, multiplier
-from helpers.vm.userland import INSIDE
-from helpers.vm.wish import Wish, megabytes, parameters
+from helpers.vm.rootfs import INSIDE
 
 FILES = "/run/memlock-files"
 """Where the guest mounts a disk: a folder of its own, for /var/tmp may hold the results."""
 
 
 @dataclass(frozen=True)
-class Tree:
+class VirtmeKernel:
     """An image, and the folder where virtme-ng finds its modules."""
 
     label: str
@@ -48,14 +49,14 @@ def vng() -> str:
     """Find virtme-ng. Raises :class:`Problem`."""
     found = shutil.which("vng", path=_path())
     if not found:
-        raise Problem(
+        raise VmError(
             "vng is not there: pipx install virtme-ng (1.42 or newer), tox run -e vm-virtme, "
             "or leave --virtme out"
         )
     return found
 
 
-def tree(name: str, source: Source) -> Tree:
+def tree(name: str, source: PackageCache) -> VirtmeKernel:
     """Make a kernel of this host's architecture ready for virtme-ng, with all its modules.
 
     Raises :class:`Problem`.
@@ -65,7 +66,7 @@ def tree(name: str, source: Source) -> Tree:
         return _tree_at(Path(name))
     suite, flavour = debian_name(name)
     if FLAVOURS[flavour][0] != HOST:
-        raise Problem(f"{name}: --virtme runs this host's programs, so it wants a {HOST} kernel")
+        raise VmError(f"{name}: --virtme runs this host's programs, so it wants a {HOST} kernel")
     kept = source.cache.root / f"trees-{LAYOUT}" / f"debian-{suite}-{flavour}"
     with source.cache.lock():
         if source.stale(kept, "."):
@@ -78,21 +79,21 @@ def tree(name: str, source: Source) -> Tree:
     return dataclasses.replace(_tree_at(kept), label=kept.name)
 
 
-def _tree_at(path: Path) -> Tree:
+def _tree_at(path: Path) -> VirtmeKernel:
     if not path.exists():
-        raise Problem(
+        raise VmError(
             f"{path} does not exist: give a path to a kernel or a name such as debian:trixie"
         )
     image, modules, _ = kernel_in_folder(path) if path.is_dir() else (path, None, None)
     arch, release = arch_of(image)
     if arch.debian != HOST:
-        raise Problem(f"{image}: --virtme runs this host's programs, so it wants a {HOST} kernel")
+        raise VmError(f"{image}: --virtme runs this host's programs, so it wants a {HOST} kernel")
     if modules and not list(modules.rglob("9pnet_virtio.ko*")) and not _built_in(modules, "9p"):
-        raise Problem(
+        raise VmError(
             f"{image} has no 9p (CONFIG_9P_FS, CONFIG_NET_9P_VIRTIO): take a generic kernel, or "
             "leave --virtme out"
         )
-    return Tree(word(release or image.name), image.resolve(), release)
+    return VirtmeKernel(word(release or image.name), image.resolve(), release)
 
 
 def _built_in(modules: Path, name: str) -> bool:
@@ -100,7 +101,7 @@ def _built_in(modules: Path, name: str) -> bool:
     return builtin.is_file() and f"/{name}.ko" in builtin.read_text()
 
 
-def run(kernel: Tree, wish: Wish, out: Path) -> Outcome:
+def run(kernel: VirtmeKernel, wish: GuestConfig, out: Path) -> Outcome:
     """Boot a kernel on this host's files, run the suite and judge how the guest ended."""
     started = time.monotonic()
     out = out.resolve()
@@ -112,13 +113,13 @@ def run(kernel: Tree, wish: Wish, out: Path) -> Outcome:
         late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
         status = guest.process.wait() if not late else None
     said = console.lines(1)
-    outcome = judge(kernel.label, console, late, wish, said[0] if said else "", status)
+    outcome = classify_exit(kernel.label, console, late, wish, said[0] if said else "", status)
     outcome.seconds = time.monotonic() - started
     outcome.folder = out
     return outcome
 
 
-def script(wish: Wish, out: Path, folder: Path) -> Path:
+def script(wish: GuestConfig, out: Path, folder: Path) -> Path:
     """Write what the guest shall run; a file, for the kernel's command line is short."""
     settings: dict[str, object] = {
         "VM_SWAP": wish.swap,
@@ -138,15 +139,15 @@ def script(wish: Wish, out: Path, folder: Path) -> Path:
     config = folder / "config"
     config.write_text("\n".join(lines) + "\n")
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "memlock_guest"]
-    pytest += [*most(str(out), FILES), *wish.pytest]
+    pytest += [*thorough_options(str(out), FILES), *wish.pytest]
     written = folder / "command"
     written.write_text(f"exec sh {shlex.join([str(INSIDE / 'virtme'), str(config), *pytest])}\n")
     return written
 
 
-def command(kernel: Tree, wish: Wish, out: Path, script: Path) -> list[str]:
+def command(kernel: VirtmeKernel, wish: GuestConfig, out: Path, script: Path) -> list[str]:
     """Write the line that starts virtme-ng."""
-    memory = megabytes(wish.memory or ARCHES[HOST].memory)
+    memory = parse_size(wish.memory or ARCHES[HOST].memory)
     line = [vng(), "-v", "-r", str(kernel.image), "--user", "root", "--force-9p"]
     if wish.accel != "kvm":
         line.append("--disable-kvm")

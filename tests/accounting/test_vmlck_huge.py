@@ -1,11 +1,12 @@
+# SPDX-License-Identifier: MIT
 """Locks of very many pages: the count must not be cut to fewer bits."""
 
 import pytest
 
-from helpers import libc
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import Region
-from helpers.observe import account, maps, status
+from helpers.observe import lock_accounting, maps, status
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("lock-all", "smaps-flags"),
@@ -14,13 +15,13 @@ pytestmark = [
 
 
 def reserve(pages):
-    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
-    return Region(libc.mmap(0, pages * PAGE, libc.PROT_NONE, how), pages * PAGE)
+    how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_NORESERVE
+    return Region(syscalls.mmap(0, pages * PAGE, syscalls.PROT_NONE, how), pages * PAGE)
 
 
 def lock_nothing_resident(region):
     # The errno is the calls chapter's: 5.10 says ENOMEM for PROT_NONE, and locks.
-    libc.outcome(libc.mlock2, region.addr, region.size, libc.MLOCK_ONFAULT)
+    syscalls.outcome(syscalls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,14 @@ def test_large_lock_is_counted_in_full(pages):
     lock_nothing_resident(region)
     assert status.vmlck_pages() == pages, "every page counts"
     assert maps.locked_kb() == region.kb, "and is lo"
-    libc.munlock(region.at(1), PAGE)
+    syscalls.munlock(region.at(1), PAGE)
     assert status.vmlck_pages() == pages - 1, "one is unlocked"
-    libc.munmap(region.at(3), region.size - 4 * PAGE)
+    syscalls.munmap(region.at(3), region.size - 4 * PAGE)
     assert status.vmlck_pages() == 3, "all but three pages are unmapped"
-    assert account.pages(region.sub(0, 4)) == "F-F-", "two at the head"
-    assert account.pages(Region(region.end - PAGE, PAGE)) == "F", "and one at the tail"
+    assert lock_accounting.page_letters(region.sub(0, 4)) == "F-F-", "two at the head"
+    assert lock_accounting.page_letters(Region(region.end - PAGE, PAGE)) == "F", (
+        "and one at the tail"
+    )
 
 
 @pytest.mark.needs(f"space:{1 << 32}")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """mlockall and munlockall in the account; MCL_FUTURE by every kind of new mapping.
 
 The locker is a child at rest, read from outside: under MCL_FUTURE a reader's own buffers
@@ -8,11 +9,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from helpers import libc
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import Region, mapping
-from helpers.observe import account, maps, pagemap, status
-from helpers.process import Child
+from helpers.observe import lock_accounting, maps, pagemap, status
+from helpers.processes import Child
+from helpers.syscalls import PAGE, sysv
 
 pytestmark = [
     pytest.mark.needs("lock-all", "smaps-flags"),
@@ -23,14 +24,14 @@ pytestmark = [
 # VM_SPECIAL, hugetlb and droppable memory are passed over (mlock_fixup in mm/mlock.c).
 NEVER = frozenset({"io", "de", "pf", "mm", "ht", "dp"})
 PLACES = {
-    "private": ("private", libc.PROT_RW),
-    "read-only": ("private", libc.PROT_READ),
-    "inaccessible": ("private", libc.PROT_NONE),
-    "shared": ("shared", libc.PROT_RW),
-    "memfd": ("memfd-shared", libc.PROT_RW),
-    "file": ("file-shared", libc.PROT_RW),
-    "private file": ("file-private", libc.PROT_RW),
-    "read-only file": ("file-shared", libc.PROT_READ),
+    "private": ("private", syscalls.PROT_RW),
+    "read-only": ("private", syscalls.PROT_READ),
+    "inaccessible": ("private", syscalls.PROT_NONE),
+    "shared": ("shared", syscalls.PROT_RW),
+    "memfd": ("memfd-shared", syscalls.PROT_RW),
+    "file": ("file-shared", syscalls.PROT_RW),
+    "private file": ("file-private", syscalls.PROT_RW),
+    "read-only file": ("file-shared", syscalls.PROT_READ),
 }
 
 
@@ -39,19 +40,21 @@ def lockable(vma):
 
 
 def invalidate(addr, size):
-    return libc.outcome(libc.msync, addr, size, libc.MS_INVALIDATE)
+    return syscalls.outcome(syscalls.msync, addr, size, syscalls.MS_INVALIDATE)
 
 
 def unmap(addr, size):
-    return libc.munmap(addr, size)
+    return syscalls.munmap(addr, size)
 
 
 @pytest.mark.source("mlock(2); Open POSIX mlockall 3-6")
-@pytest.mark.parametrize("flags", [libc.MCL_CURRENT, libc.MCL_CURRENT | libc.MCL_ONFAULT], ids=hex)
+@pytest.mark.parametrize(
+    "flags", [syscalls.MCL_CURRENT, syscalls.MCL_CURRENT | syscalls.MCL_ONFAULT], ids=hex
+)
 def test_mlockall_current_locks_existing(flags):
     """mlockall(MCL_CURRENT) locks and counts mappings of every kind, populates them unless on
     fault, and leaves no lockable VMA out: VmLck is VmSize less the special mappings."""
-    letter = "F" if flags & libc.MCL_ONFAULT else "L"
+    letter = "F" if flags & syscalls.MCL_ONFAULT else "L"
     with ExitStack() as stack:
         places = {
             name: stack.enter_context(mapping(kind, 2, prot=prot))
@@ -60,10 +63,10 @@ def test_mlockall_current_locks_existing(flags):
         child = stack.enter_context(Child())
         before = {n: child.call(invalidate, r.addr, r.size) for n, r in places.items()}
         assert before == dict.fromkeys(places, "ok"), "msync finds nothing locked before"
-        child.call(libc.mlockall, flags)
+        child.call(syscalls.mlockall, flags)
         after = {n: child.call(invalidate, r.addr, r.size) for n, r in places.items()}
         assert after == dict.fromkeys(places, "EBUSY"), "msync finds each of them locked"
-        letters = {n: account.pages(r, child.pid) for n, r in places.items()}
+        letters = {n: lock_accounting.page_letters(r, child.pid) for n, r in places.items()}
         assert letters == dict.fromkeys(places, letter * 2), "each of them is lo"
         present = {n: pagemap.present_count(r.addr, 2, child.pid) for n, r in places.items()}
         full = 0 if letter == "F" else 2
@@ -82,40 +85,42 @@ def test_mlockall_current_locks_existing(flags):
 def test_mlockall_current_leaves_later_mappings_alone():
     """mlockall(MCL_CURRENT) neither locks nor counts what is mapped afterwards."""
     with Child() as child:
-        child.call(libc.mlockall, libc.MCL_CURRENT | libc.MCL_ONFAULT)
-        later = Region(child.call(libc.mmap, 0, 8 * PAGE), 8 * PAGE)
-        seen = account.of(later, child.pid)
+        child.call(syscalls.mlockall, syscalls.MCL_CURRENT | syscalls.MCL_ONFAULT)
+        later = Region(child.call(syscalls.mmap, 0, 8 * PAGE), 8 * PAGE)
+        seen = lock_accounting.read(later, child.pid)
         assert seen.pages == "--------", "the later mapping is not lo"
         assert seen.vmlck == seen.lo, "VmLck counts exactly the lo pages"
 
 
 FUTURE = {
-    "private": (libc.PROT_RW, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS, False),
-    "read-only": (libc.PROT_READ, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS, False),
-    "inaccessible": (libc.PROT_NONE, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS, False),
+    "private": (syscalls.PROT_RW, syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS, False),
+    "read-only": (syscalls.PROT_READ, syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS, False),
+    "inaccessible": (syscalls.PROT_NONE, syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS, False),
     "noreserve": (
-        libc.PROT_RW, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE, False
+        syscalls.PROT_RW,
+        syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_NORESERVE,
+        False,
     ),
-    "shared": (libc.PROT_RW, libc.MAP_SHARED | libc.MAP_ANONYMOUS, False),
-    "file-shared": (libc.PROT_RW, libc.MAP_SHARED, True),
-    "file-private": (libc.PROT_RW, libc.MAP_PRIVATE, True),
-    "file-read-only": (libc.PROT_READ, libc.MAP_PRIVATE, True),
+    "shared": (syscalls.PROT_RW, syscalls.MAP_SHARED | syscalls.MAP_ANONYMOUS, False),
+    "file-shared": (syscalls.PROT_RW, syscalls.MAP_SHARED, True),
+    "file-private": (syscalls.PROT_RW, syscalls.MAP_PRIVATE, True),
+    "file-read-only": (syscalls.PROT_READ, syscalls.MAP_PRIVATE, True),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("onfault", [0, libc.MCL_ONFAULT], ids=["full", "onfault"])
+@pytest.mark.parametrize("onfault", [0, syscalls.MCL_ONFAULT], ids=["full", "onfault"])
 def test_future_mapping_is_counted(onfault):
     """Under MCL_FUTURE a new mapping of any kind, accessible or not, is lo and counted in
     full; unmapped in parts, its pages leave VmLck."""
     letter = "F" if onfault else "L"
     with mapping("file-shared", 4) as file, Child() as child:
-        child.call(libc.mlockall, libc.MCL_FUTURE | onfault)
+        child.call(syscalls.mlockall, syscalls.MCL_FUTURE | onfault)
         new = {}
         for kind, (prot, flags, of_file) in FUTURE.items():
             fd = file.fd if of_file else -1
-            addr = child.call(libc.mmap, 0, file.size, prot, flags, fd)
+            addr = child.call(syscalls.mmap, 0, file.size, prot, flags, fd)
             new[kind] = Region(addr, file.size)
-        seen = {kind: account.of(region, child.pid) for kind, region in new.items()}
+        seen = {kind: lock_accounting.read(region, child.pid) for kind, region in new.items()}
         pages = {kind: found.pages for kind, found in seen.items()}
         assert pages == dict.fromkeys(new, letter * 4), "each new mapping is lo, all of it"
         for found in seen.values():
@@ -125,7 +130,7 @@ def test_future_mapping_is_counted(onfault):
         assert present == populated, "populated, unless on fault or inaccessible"
         for region in new.values():
             child.call(unmap, region.at(1), 2 * PAGE)
-        left = account.of(new["private"], child.pid)
+        left = lock_accounting.read(new["private"], child.pid)
         assert left.pages == letter + "--" + letter, "two pages are gone"
         assert left.vmlck == left.lo, "and no longer counted, nor those of the others"
 
@@ -134,43 +139,45 @@ def test_future_locks_new_mappings_only():
     """mlockall(MCL_FUTURE) leaves existing mappings alone and locks new ones until munlockall,
     which leaves nothing locked and later mappings alone."""
     with mapping("private", 8) as existing, Child() as child:
-        child.call(libc.mlockall, libc.MCL_FUTURE)
-        new = Region(child.call(libc.mmap, 0, 8 * PAGE), 8 * PAGE)
-        seen = account.of(existing, child.pid)
+        child.call(syscalls.mlockall, syscalls.MCL_FUTURE)
+        new = Region(child.call(syscalls.mmap, 0, 8 * PAGE), 8 * PAGE)
+        seen = lock_accounting.read(existing, child.pid)
         assert seen.pages == "--------", "the existing mapping is not lo"
         assert seen.vmlck == seen.lo, "VmLck counts exactly the lo pages"
-        assert account.pages(new, child.pid) == "LLLLLLLL", "the new one is"
-        child.call(libc.munlockall)
-        after = Region(child.call(libc.mmap, 0, 8 * PAGE), 8 * PAGE)
-        left = account.of(after, child.pid)
-        assert left == account.balanced("--------", 0), "nothing counts, new mappings neither"
-        assert account.pages(new, child.pid) == "--------", "the mapping made before is unlocked"
+        assert lock_accounting.page_letters(new, child.pid) == "LLLLLLLL", "the new one is"
+        child.call(syscalls.munlockall)
+        after = Region(child.call(syscalls.mmap, 0, 8 * PAGE), 8 * PAGE)
+        left = lock_accounting.read(after, child.pid)
+        assert left == lock_accounting.expect("--------", 0), "nothing counts, new mappings neither"
+        assert lock_accounting.page_letters(new, child.pid) == "--------", (
+            "the mapping made before is unlocked"
+        )
 
 
 def attach_segment(size):
-    segment = libc.shmget(libc.IPC_PRIVATE, size, libc.IPC_CREAT | 0o600)
+    segment = sysv.shmget(syscalls.IPC_PRIVATE, size, syscalls.IPC_CREAT | 0o600)
     try:
-        return libc.shmat(segment, None, 0)
+        return sysv.shmat(segment, None, 0)
     finally:
-        libc.shmctl(segment, libc.IPC_RMID, None)
+        sysv.shmctl(segment, syscalls.IPC_RMID, None)
 
 
 def detach(addr):
-    return libc.shmdt(addr)
+    return sysv.shmdt(addr)
 
 
 @pytest.mark.needs("sysv-shm")
-@pytest.mark.parametrize("onfault", [0, libc.MCL_ONFAULT], ids=["full", "onfault"])
+@pytest.mark.parametrize("onfault", [0, syscalls.MCL_ONFAULT], ids=["full", "onfault"])
 def test_segment_attached_under_future_is_counted(onfault):
     """shmat under MCL_FUTURE counts the segment; shmdt takes it out again."""
     with Child() as child:
-        child.call(libc.mlockall, libc.MCL_FUTURE | onfault)
+        child.call(syscalls.mlockall, syscalls.MCL_FUTURE | onfault)
         region = Region(child.call(attach_segment, 8 * PAGE), 8 * PAGE)
-        seen = account.of(region, child.pid)
+        seen = lock_accounting.read(region, child.pid)
         assert seen.pages == ("F" if onfault else "L") * 8, "the segment is lo"
         assert seen.vmlck == seen.lo, "VmLck counts exactly the lo pages"
         child.call(detach, region.addr)
-        left = account.of(region, child.pid)
+        left = lock_accounting.read(region, child.pid)
         assert left.pages == "--------", "it is gone"
         assert left.vmlck == left.lo, "and no longer counted"
 
@@ -188,17 +195,21 @@ def test_munlockall_clears_all_locks_and_future():
         child = stack.enter_context(Child())
         assert status.vmlck_pages(child.pid) == 0, "nothing counts in the beginning"
         for region in places.values():
-            child.call(libc.outcome, libc.mlock, region.addr, PAGE)
-            child.call(libc.outcome, libc.mlock2, region.at(1), PAGE, libc.MLOCK_ONFAULT)
-        child.call(libc.mlockall, libc.MCL_CURRENT | libc.MCL_FUTURE | libc.MCL_ONFAULT)
-        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_LOCKED
-        new = Region(child.call(libc.mmap, 0, 2 * PAGE, libc.PROT_RW, how), 2 * PAGE)
-        locked = account.of(new, child.pid)
+            child.call(syscalls.outcome, syscalls.mlock, region.addr, PAGE)
+            child.call(
+                syscalls.outcome, syscalls.mlock2, region.at(1), PAGE, syscalls.MLOCK_ONFAULT
+            )
+        child.call(
+            syscalls.mlockall, syscalls.MCL_CURRENT | syscalls.MCL_FUTURE | syscalls.MCL_ONFAULT
+        )
+        how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_LOCKED
+        new = Region(child.call(syscalls.mmap, 0, 2 * PAGE, syscalls.PROT_RW, how), 2 * PAGE)
+        locked = lock_accounting.read(new, child.pid)
         assert locked.pages == "FF", "MAP_LOCKED under MCL_FUTURE|MCL_ONFAULT is on fault"
         assert locked.vmlck == locked.lo, "VmLck counts exactly the lo pages"
-        child.call(libc.munlockall)
-        later = Region(child.call(libc.mmap, 0, 2 * PAGE), 2 * PAGE)
-        assert account.of(later, child.pid) == account.balanced("--", 0), (
+        child.call(syscalls.munlockall)
+        later = Region(child.call(syscalls.mmap, 0, 2 * PAGE), 2 * PAGE)
+        assert lock_accounting.read(later, child.pid) == lock_accounting.expect("--", 0), (
             "nothing is locked, and MCL_FUTURE is off"
         )
         left = [v.line for v in maps.smaps(child.pid) if v.locked]
@@ -211,17 +222,17 @@ def test_munlockall_clears_all_locks_and_future():
 def test_munlockall_undoes_every_route(route):
     """munlockall takes mappings of every kind out of VmLck, however they were locked."""
     with ExitStack() as stack:
-        how = libc.MAP_LOCKED if route == "MAP_LOCKED" else 0
+        how = syscalls.MAP_LOCKED if route == "MAP_LOCKED" else 0
         places = [
             stack.enter_context(mapping(kind, 2, prot=prot, flags=how))
             for kind, prot in PLACES.values()
         ]
         for region in places:
             if route != "MAP_LOCKED":
-                on_fault = libc.MLOCK_ONFAULT if route == "MLOCK_ONFAULT" else 0
-                libc.outcome(libc.mlock2, region.addr, region.size, on_fault)
+                on_fault = syscalls.MLOCK_ONFAULT if route == "MLOCK_ONFAULT" else 0
+                syscalls.outcome(syscalls.mlock2, region.addr, region.size, on_fault)
         assert status.vmlck_pages() == 2 * len(places), "all of them count"
-        libc.munlockall()
-        assert account.of(places[0]) == account.balanced("--", 0), "nothing counts"
-        libc.munlockall()
+        syscalls.munlockall()
+        assert lock_accounting.read(places[0]) == lock_accounting.expect("--", 0), "nothing counts"
+        syscalls.munlockall()
         assert status.vmlck_kb() == 0, "nor after a second munlockall"

@@ -1,18 +1,20 @@
+# SPDX-License-Identifier: MIT
 """mremap(2) of locked memory: growth is counted, what goes is not, moves change nothing."""
 
 import pytest
 
-from helpers import libc
-from helpers.libc import PAGE
-from helpers.memory import hole, mapping, unmapped_after
-from helpers.observe import account, pagemap
-from helpers.observe.account import balanced
+from helpers import syscalls
+from helpers.memory import adopt_mapping, mapping
+from helpers.memory.layouts import unmap_pages
+from helpers.observe import lock_accounting, pagemap
+from helpers.observe.lock_accounting import expect
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mremap(2)")]
 
-MAYMOVE = libc.MREMAP_MAYMOVE
-FIXED = libc.MREMAP_MAYMOVE | libc.MREMAP_FIXED
-DONTUNMAP = libc.MREMAP_MAYMOVE | libc.MREMAP_DONTUNMAP
+MAYMOVE = syscalls.MREMAP_MAYMOVE
+FIXED = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
+DONTUNMAP = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_DONTUNMAP
 
 LOCKS = pytest.mark.parametrize("letter", ["L", "F"], ids=["full", "onfault"])
 MOVABLE = pytest.mark.parametrize("kind", ["private", "shared", "file-shared", "file-private"])
@@ -20,7 +22,7 @@ MOVABLE = pytest.mark.parametrize("kind", ["private", "shared", "file-shared", "
 
 def lock(region, letter="L"):
     """Lock the region; of one locked on fault, the first two pages become resident."""
-    libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT if letter == "F" else 0)
+    syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT if letter == "F" else 0)
     if letter == "F":
         region.sub(0, min(2, region.pages)).touch()
         return min(2, region.pages)
@@ -32,11 +34,13 @@ def test_mremap_growth_in_place_is_counted(letter):
     """A locked mapping that grows in place counts, and populates, the growth."""
     with mapping("private", 12) as region:
         resident = lock(region.sub(0, 8), letter)
-        hole(region, 8, 4)
-        grown = libc.mremap(region.addr, 8 * PAGE, 11 * PAGE, 0)
+        unmap_pages(region, 8, 4)
+        grown = syscalls.mremap(region.addr, 8 * PAGE, 11 * PAGE, 0)
         assert grown == region.addr, "it grew in place"
         resident = 11 if letter == "L" else resident
-        assert account.of(region) == balanced(letter * 11 + "-", resident), "VmLck grows by 3"
+        assert lock_accounting.read(region) == expect(letter * 11 + "-", resident), (
+            "VmLck grows by 3"
+        )
 
 
 @LOCKS
@@ -44,10 +48,12 @@ def test_mremap_growth_of_tail_in_place_is_counted(letter):
     """Only the last page of a locked mapping named, mremap counts just what it adds."""
     with mapping("private", 12) as region:
         resident = lock(region.sub(0, 8), letter)
-        hole(region, 8, 4)
-        libc.mremap(region.at(7), PAGE, 3 * PAGE, 0)
+        unmap_pages(region, 8, 4)
+        syscalls.mremap(region.at(7), PAGE, 3 * PAGE, 0)
         resident = 10 if letter == "L" else resident
-        assert account.of(region) == balanced(letter * 10 + "--", resident), "VmLck grows by 2"
+        assert lock_accounting.read(region) == expect(letter * 10 + "--", resident), (
+            "VmLck grows by 2"
+        )
 
 
 @LOCKS
@@ -55,13 +61,15 @@ def test_mremap_growth_is_locked_and_counted(letter):
     """A locked mapping that must move to grow counts the new length once, all of it lo."""
     with mapping("private", 8) as region:
         resident = lock(region, letter)
-        new = libc.mremap(region.addr, region.size, 12 * PAGE, MAYMOVE)
-        with unmapped_after(new, 12 * PAGE) as target:
+        new = syscalls.mremap(region.addr, region.size, 12 * PAGE, MAYMOVE)
+        with adopt_mapping(new, 12 * PAGE) as target:
             resident = 12 if letter == "L" else resident
-            assert account.of(target) == balanced(letter * 12, resident), (
+            assert lock_accounting.read(target) == expect(letter * 12, resident), (
                 "the new range counts 12 pages, the old one none"
             )
-            assert account.pages(region) == "--------", "nothing of the old range is lo"
+            assert lock_accounting.page_letters(region) == "--------", (
+                "nothing of the old range is lo"
+            )
 
 
 @pytest.mark.parametrize(
@@ -71,14 +79,16 @@ def test_mremap_growth_of_part_is_counted(first, count, grown, letter):
     """A part of a locked mapping that moves and grows adds the growth to VmLck."""
     with mapping("private", 8) as region:
         resident = lock(region, letter)
-        new = libc.mremap(region.at(first), count * PAGE, grown * PAGE, MAYMOVE)
-        with unmapped_after(new, grown * PAGE) as target:
+        new = syscalls.mremap(region.at(first), count * PAGE, grown * PAGE, MAYMOVE)
+        with adopt_mapping(new, grown * PAGE) as target:
             rest = letter * first + "-" * count + letter * (8 - first - count)
             resident = 8 + grown - count if letter == "L" else resident
-            assert account.of(region) == balanced(rest, resident, elsewhere=grown), (
+            assert lock_accounting.read(region) == expect(rest, resident, elsewhere=grown), (
                 "the rest and the moved part count"
             )
-            assert account.pages(target) == letter * grown, "all of the moved part is locked"
+            assert lock_accounting.page_letters(target) == letter * grown, (
+                "all of the moved part is locked"
+            )
 
 
 @MOVABLE
@@ -86,10 +96,10 @@ def test_mremap_growth_of_other_kinds_is_counted(kind):
     """Growth beyond the end of a file or a shared object counts too, though not populated."""
     with mapping(kind, 8) as region:
         lock(region)
-        new = libc.mremap(region.addr, region.size, 10 * PAGE, MAYMOVE)
-        with unmapped_after(new, 10 * PAGE) as target:
+        new = syscalls.mremap(region.addr, region.size, 10 * PAGE, MAYMOVE)
+        with adopt_mapping(new, 10 * PAGE) as target:
             resident = 10 if kind == "private" else 8
-            assert account.of(target) == balanced("L" * 10, resident), "10 pages count"
+            assert lock_accounting.read(target) == expect("L" * 10, resident), "10 pages count"
 
 
 @pytest.mark.parametrize(
@@ -104,11 +114,11 @@ def test_mremap_growth_of_other_kinds_is_counted(kind):
 )
 def test_mremap_move_keeps_the_count(kind, letter):
     """A locked mapping moved to a fixed address counts as before, there and no longer here."""
-    with mapping(kind, 8) as region, mapping("private", 8, prot=libc.PROT_NONE) as target:
+    with mapping(kind, 8) as region, mapping("private", 8, prot=syscalls.PROT_NONE) as target:
         resident = lock(region, letter)
-        libc.mremap(region.addr, region.size, region.size, FIXED, target.addr)
-        assert account.of(target) == balanced(letter * 8, resident), "8 pages count there"
-        assert account.pages(region) == "--------", "none is lo here"
+        syscalls.mremap(region.addr, region.size, region.size, FIXED, target.addr)
+        assert lock_accounting.read(target) == expect(letter * 8, resident), "8 pages count there"
+        assert lock_accounting.page_letters(region) == "--------", "none is lo here"
 
 
 @pytest.mark.parametrize(
@@ -116,12 +126,14 @@ def test_mremap_move_keeps_the_count(kind, letter):
 )
 def test_mremap_move_of_part_keeps_the_count(first, count, letter):
     """A part of a locked mapping moved elsewhere changes nothing in VmLck."""
-    with mapping("private", 8) as region, mapping("private", 8, prot=libc.PROT_NONE) as target:
+    with mapping("private", 8) as region, mapping("private", 8, prot=syscalls.PROT_NONE) as target:
         resident = lock(region, letter)
-        libc.mremap(region.at(first), count * PAGE, count * PAGE, FIXED, target.at(1))
+        syscalls.mremap(region.at(first), count * PAGE, count * PAGE, FIXED, target.at(1))
         rest = letter * first + "-" * count + letter * (8 - first - count)
-        assert account.of(region) == balanced(rest, resident, elsewhere=count), "8 pages count"
-        assert account.pages(target) == "-" + letter * count + "-" * (7 - count), (
+        assert lock_accounting.read(region) == expect(rest, resident, elsewhere=count), (
+            "8 pages count"
+        )
+        assert lock_accounting.page_letters(target) == "-" + letter * count + "-" * (7 - count), (
             "the moved part is locked where it went"
         )
 
@@ -133,33 +145,35 @@ def test_mremap_shrink_is_counted(old, new, letter):
     """A locked mapping that shrinks takes what it gives up, and no more, out of VmLck."""
     with mapping("private", 8) as region:
         lock(region, letter)
-        libc.mremap(region.addr, old * PAGE, new * PAGE, 0)
+        syscalls.mremap(region.addr, old * PAGE, new * PAGE, 0)
         left = letter * new + "-" * (old - new) + letter * (8 - old)
         resident = left.count("L") if letter == "L" else min(2, new)
-        assert account.of(region) == balanced(left, resident), "only the tail leaves VmLck"
+        assert lock_accounting.read(region) == expect(left, resident), "only the tail leaves VmLck"
 
 
 @pytest.mark.parametrize(("old", "new"), [(8, 3), (5, 2), (6, 8)])
 def test_mremap_move_with_new_size(old, new):
     """A move to a fixed address with another length counts the new length for the old."""
-    with mapping("private", 8) as region, mapping("private", 8, prot=libc.PROT_NONE) as target:
+    with mapping("private", 8) as region, mapping("private", 8, prot=syscalls.PROT_NONE) as target:
         lock(region)
-        libc.mremap(region.addr, old * PAGE, new * PAGE, FIXED, target.addr)
+        syscalls.mremap(region.addr, old * PAGE, new * PAGE, FIXED, target.addr)
         resident = 8 - old + new
         rest = "-" * old + "L" * (8 - old)
-        assert account.of(region) == balanced(rest, resident, elsewhere=new), (
+        assert lock_accounting.read(region) == expect(rest, resident, elsewhere=new), (
             "what stays and the new length count"
         )
-        assert account.pages(target) == "L" * new + "-" * (8 - new), "all of it is lo"
+        assert lock_accounting.page_letters(target) == "L" * new + "-" * (8 - new), (
+            "all of it is lo"
+        )
 
 
 def test_mremap_onto_locked_memory():
     """Moved onto locked memory, a locked mapping replaces its count."""
     with mapping("private", 4) as region, mapping("private", 8) as target:
         lock(region)
-        libc.mlock2(target.addr, target.size, libc.MLOCK_ONFAULT)
-        libc.mremap(region.addr, region.size, region.size, FIXED, target.at(2))
-        assert account.of(target) == balanced("FFLLLLFF", resident=4), (
+        syscalls.mlock2(target.addr, target.size, syscalls.MLOCK_ONFAULT)
+        syscalls.mremap(region.addr, region.size, region.size, FIXED, target.at(2))
+        assert lock_accounting.read(target) == expect("FFLLLLFF", resident=4), (
             "the destination's own lock is gone, the source's came"
         )
 
@@ -169,8 +183,8 @@ def test_mremap_of_unlocked_onto_locked_memory():
     with mapping("private", 4) as region, mapping("private", 8) as target:
         region.touch()
         lock(target)
-        libc.mremap(region.addr, region.size, region.size, FIXED, target.at(4))
-        assert account.of(target) == balanced("LLLL----", resident=4), (
+        syscalls.mremap(region.addr, region.size, region.size, FIXED, target.at(4))
+        assert lock_accounting.read(target) == expect("LLLL----", resident=4), (
             "four pages were replaced by unlocked ones"
         )
 
@@ -178,12 +192,14 @@ def test_mremap_of_unlocked_onto_locked_memory():
 def test_mremap_of_unlocked_memory_counts_nothing():
     """Growing, moving and shrinking unlocked memory leaves the account of its neighbour."""
     with mapping("private", 8) as region:
-        libc.mlock(region.at(6), 2 * PAGE)
-        new = libc.mremap(region.addr, 4 * PAGE, 6 * PAGE, MAYMOVE)
-        with unmapped_after(new, 6 * PAGE) as target:
-            libc.mremap(target.addr, 6 * PAGE, 5 * PAGE, 0)
-            assert account.of(region) == balanced("------LL", resident=2), "two pages as before"
-            assert account.pages(target) == "------", "nothing of it is lo"
+        syscalls.mlock(region.at(6), 2 * PAGE)
+        new = syscalls.mremap(region.addr, 4 * PAGE, 6 * PAGE, MAYMOVE)
+        with adopt_mapping(new, 6 * PAGE) as target:
+            syscalls.mremap(target.addr, 6 * PAGE, 5 * PAGE, 0)
+            assert lock_accounting.read(region) == expect("------LL", resident=2), (
+                "two pages as before"
+            )
+            assert lock_accounting.page_letters(target) == "------", "nothing of it is lo"
 
 
 def test_refused_mremap_leaves_the_account():
@@ -191,12 +207,14 @@ def test_refused_mremap_leaves_the_account():
     with mapping("private", 8) as region:
         lock(region)
         seen = {
-            "no room to grow": libc.outcome(libc.mremap, region.addr, region.size, 9 * PAGE, 0),
-            "onto itself": libc.outcome(
-                libc.mremap, region.addr, 4 * PAGE, 4 * PAGE, FIXED, region.at(2)
+            "no room to grow": syscalls.outcome(
+                syscalls.mremap, region.addr, region.size, 9 * PAGE, 0
             ),
-            "to nothing": libc.outcome(libc.mremap, region.addr, region.size, 0, MAYMOVE),
-            "private, twice": libc.outcome(libc.mremap, region.addr, 0, PAGE, MAYMOVE),
+            "onto itself": syscalls.outcome(
+                syscalls.mremap, region.addr, 4 * PAGE, 4 * PAGE, FIXED, region.at(2)
+            ),
+            "to nothing": syscalls.outcome(syscalls.mremap, region.addr, region.size, 0, MAYMOVE),
+            "private, twice": syscalls.outcome(syscalls.mremap, region.addr, 0, PAGE, MAYMOVE),
         }
         assert seen == {
             "no room to grow": "ENOMEM",
@@ -204,7 +222,9 @@ def test_refused_mremap_leaves_the_account():
             "to nothing": "EINVAL",
             "private, twice": "EINVAL",
         }, "each is refused"
-        assert account.of(region) == balanced("LLLLLLLL", resident=8), "8 pages count as before"
+        assert lock_accounting.read(region) == expect("LLLLLLLL", resident=8), (
+            "8 pages count as before"
+        )
 
 
 @pytest.mark.parametrize(
@@ -215,17 +235,19 @@ def test_mremap_of_nothing_doubles_shared_memory(kind, letter):
     too; Locked, a PSS, holds each page once."""
     with mapping(kind, 8) as region:
         lock(region, letter)
-        new = libc.mremap(region.addr, 0, region.size, MAYMOVE)
-        with unmapped_after(new, region.size) as twin:
+        new = syscalls.mremap(region.addr, 0, region.size, MAYMOVE)
+        with adopt_mapping(new, region.size) as twin:
             twice = pagemap.present_count(twin.addr, 8)
             once = pagemap.present_count(region.addr, 8)
             if letter == "L":
                 assert twice == 8, "the second mapping is populated"
-            seen = account.of(region)
-            assert seen == balanced(letter * 8, max(once, twice), elsewhere=8), (
+            seen = lock_accounting.read(region)
+            assert seen == expect(letter * 8, max(once, twice), elsewhere=8), (
                 "16 pages count, and each resident page once"
             )
-            assert account.pages(twin) == letter * 8, "all of the second mapping is lo"
+            assert lock_accounting.page_letters(twin) == letter * 8, (
+                "all of the second mapping is lo"
+            )
 
 
 @LOCKS
@@ -235,21 +257,25 @@ def test_dontunmap_keeps_the_count(letter):
     stays."""
     with mapping("private", 8) as region:
         resident = lock(region, letter)
-        new = libc.mremap(region.addr, region.size, region.size, DONTUNMAP)
-        with unmapped_after(new, region.size) as target:
-            assert account.pages(region) == "--------", "the old range is no longer lo"
-            assert account.of(target) == balanced(letter * 8, resident), "8 pages count"
+        new = syscalls.mremap(region.addr, region.size, region.size, DONTUNMAP)
+        with adopt_mapping(new, region.size) as target:
+            assert lock_accounting.page_letters(region) == "--------", (
+                "the old range is no longer lo"
+            )
+            assert lock_accounting.read(target) == expect(letter * 8, resident), "8 pages count"
 
 
 @pytest.mark.deviation("dontunmap-leaks-vmlck")
 def test_dontunmap_leaves_nothing_behind():
     """Once both ranges of an MREMAP_DONTUNMAP are unmapped, VmLck is what it was before."""
-    with mapping("private", 8) as region, mapping("private", 2, flags=libc.MAP_LOCKED) as other:
+    with mapping("private", 8) as region, mapping("private", 2, flags=syscalls.MAP_LOCKED) as other:
         lock(region)
-        new = libc.mremap(region.addr, region.size, region.size, DONTUNMAP)
-        libc.munmap(new, region.size)
-        libc.munmap(region.addr, region.size)
-        assert account.of(other) == balanced("LL", resident=2), "only the other mapping counts"
+        new = syscalls.mremap(region.addr, region.size, region.size, DONTUNMAP)
+        syscalls.munmap(new, region.size)
+        syscalls.munmap(region.addr, region.size)
+        assert lock_accounting.read(other) == expect("LL", resident=2), (
+            "only the other mapping counts"
+        )
 
 
 @pytest.mark.deviation("dontunmap-leaks-vmlck")
@@ -260,9 +286,9 @@ def test_dontunmap_of_part_keeps_the_rest_locked(first, count, letter):
     lo."""
     with mapping("private", 8) as region:
         resident = lock(region, letter)
-        new = libc.mremap(region.at(first), count * PAGE, count * PAGE, DONTUNMAP)
-        with unmapped_after(new, count * PAGE):
+        new = syscalls.mremap(region.at(first), count * PAGE, count * PAGE, DONTUNMAP)
+        with adopt_mapping(new, count * PAGE):
             rest = letter * first + "-" * count + letter * (8 - first - count)
-            assert account.of(region) == balanced(rest, resident, elsewhere=count), (
+            assert lock_accounting.read(region) == expect(rest, resident, elsewhere=count), (
                 "the rest and the moved part count: 8 pages"
             )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Random operations on a fenced range, each compared with a model of its pages.
 
 The seeds are fixed: a verdict is the same each time, and a failure names its seed, its step
@@ -8,10 +9,11 @@ import random
 
 import pytest
 
-from helpers import libc, privilege
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import mapping
-from helpers.observe import account, maps, pagemap, status
+from helpers.observe import lock_accounting, maps, pagemap, status
+from helpers.processes import rlimits
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("smaps-flags"), pytest.mark.source("mlock(2), mmap(2), mremap(2)")]
 
@@ -22,7 +24,9 @@ SMAPS_EVERY = 20
 def busy(region):
     """For each page: msync(MS_INVALIDATE) meets a locked VMA."""
     return "".join(
-        "L" if libc.outcome(libc.msync, region.at(p), PAGE, libc.MS_INVALIDATE) == "EBUSY" else "-"
+        "L"
+        if syscalls.outcome(syscalls.msync, region.at(p), PAGE, syscalls.MS_INVALIDATE) == "EBUSY"
+        else "-"
         for p in range(region.pages)
     )
 
@@ -51,19 +55,19 @@ class Model:
         return range(first, first + count), "ok"
 
     def act(self, text, function, *args):
-        seen = libc.outcome(function, *args)
+        seen = syscalls.outcome(function, *args)
         self.log.append(f"{text}: {seen}")
         return seen
 
     def lock(self):
         first, count = self.part()
         letter = self.random.choice("LF")
-        flags = libc.MLOCK_ONFAULT if letter == "F" else 0
+        flags = syscalls.MLOCK_ONFAULT if letter == "F" else 0
         done, _ = self.up_to_hole(first, count)
         # PROT_NONE may make it ENOMEM too; the calls chapter has the errno.
         self.act(
             f"mlock2 {first}+{count} {letter}",
-            libc.mlock2, self.region.at(first), count * PAGE, flags,
+            syscalls.mlock2, self.region.at(first), count * PAGE, flags,
         )  # fmt: skip
         for page in done:
             self.state[page] = letter
@@ -72,7 +76,7 @@ class Model:
         first, count = self.part()
         done, expected = self.up_to_hole(first, count)
         seen = self.act(
-            f"munlock {first}+{count}", libc.munlock, self.region.at(first), count * PAGE
+            f"munlock {first}+{count}", syscalls.munlock, self.region.at(first), count * PAGE
         )
         assert seen == expected, f"munlock stops at a hole: {self.log[-1]}"
         for page in done:
@@ -80,17 +84,19 @@ class Model:
 
     def unmap(self):
         first, count = self.part(3)
-        self.act(f"munmap {first}+{count}", libc.munmap, self.region.at(first), count * PAGE)
+        self.act(f"munmap {first}+{count}", syscalls.munmap, self.region.at(first), count * PAGE)
         self.state[first : first + count] = [None] * count
 
     def map(self):
         first, count = self.part()
         letter = self.random.choice("--L")
-        flags = self.how | libc.MAP_FIXED | (libc.MAP_LOCKED if letter == "L" else 0)
-        prot = self.random.choice([libc.PROT_RW, libc.PROT_RW, libc.PROT_READ, libc.PROT_NONE])
+        flags = self.how | syscalls.MAP_FIXED | (syscalls.MAP_LOCKED if letter == "L" else 0)
+        prot = self.random.choice(
+            [syscalls.PROT_RW, syscalls.PROT_RW, syscalls.PROT_READ, syscalls.PROT_NONE]
+        )
         seen = self.act(
             f"mmap {first}+{count} {letter} prot {prot}",
-            libc.mmap, self.region.at(first), count * PAGE, prot, flags, self.fd,
+            syscalls.mmap, self.region.at(first), count * PAGE, prot, flags, self.fd,
             first * PAGE if self.fd >= 0 else 0,
         )  # fmt: skip
         assert seen == "ok", f"mmap has room: {self.log[-1]}"
@@ -98,11 +104,11 @@ class Model:
 
     def protect(self):
         first, count = self.part()
-        prot = self.random.choice([libc.PROT_NONE, libc.PROT_READ, libc.PROT_RW])
+        prot = self.random.choice([syscalls.PROT_NONE, syscalls.PROT_READ, syscalls.PROT_RW])
         _, expected = self.up_to_hole(first, count)
         seen = self.act(
             f"mprotect {first}+{count} {prot}",
-            libc.mprotect, self.region.at(first), count * PAGE, prot,
+            syscalls.mprotect, self.region.at(first), count * PAGE, prot,
         )  # fmt: skip
         assert seen == expected, f"mprotect stops at a hole: {self.log[-1]}"
 
@@ -118,7 +124,7 @@ class Model:
         more = self.random.randint(1, room)
         seen = self.act(
             f"mremap grow {page} by {more}",
-            libc.mremap, self.region.at(page), PAGE, (1 + more) * PAGE, 0,
+            syscalls.mremap, self.region.at(page), PAGE, (1 + more) * PAGE, 0,
         )  # fmt: skip
         assert seen == "ok", f"a mapping grows into the hole behind it: {self.log[-1]}"
         self.state[page + 1 : page + 1 + more] = self.state[page] * more
@@ -140,7 +146,7 @@ class Model:
         left = self.random.randint(1, count - 1)
         seen = self.act(
             f"mremap shrink {first}+{count} to {left}",
-            libc.mremap, self.region.at(first), count * PAGE, left * PAGE, 0,
+            syscalls.mremap, self.region.at(first), count * PAGE, left * PAGE, 0,
         )  # fmt: skip
         assert seen == "ok", f"a mapping can shrink: {self.log[-1]}"
         self.state[first + left : first + count] = [None] * (count - left)
@@ -159,8 +165,8 @@ class Model:
         to = self.random.choice(places)
         seen = self.act(
             f"mremap move {first}+{old} to {to}+{new}",
-            libc.mremap, self.region.at(first), old * PAGE, new * PAGE,
-            libc.MREMAP_MAYMOVE | libc.MREMAP_FIXED, self.region.at(to),
+            syscalls.mremap, self.region.at(first), old * PAGE, new * PAGE,
+            syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED, self.region.at(to),
         )  # fmt: skip
         assert seen == "ok", f"a mapping can move: {self.log[-1]}"
         letter = self.state[first]
@@ -184,10 +190,10 @@ class Model:
 def test_random_operations_match_model(kind, seed):
     """After each of 250 random lock, unlock, map, unmap, protect and remap operations, VmLck
     counts exactly the pages that a model says are locked, and those are the lo VMAs."""
-    how = libc.MAP_PRIVATE if kind == "private" else libc.MAP_SHARED
+    how = syscalls.MAP_PRIVATE if kind == "private" else syscalls.MAP_SHARED
     with mapping(kind, PAGES) as region:
         fd = region.fd
-        how |= libc.MAP_ANONYMOUS if fd < 0 else 0
+        how |= syscalls.MAP_ANONYMOUS if fd < 0 else 0
         model = Model(region, how, fd, random.Random(seed))
         for step in range(1, 251):
             model.step()
@@ -198,7 +204,7 @@ def test_random_operations_match_model(kind, seed):
             locked = letters.replace("F", "L")
             assert busy(region) == locked, f"msync finds other pages locked after {where}"
             if step % SMAPS_EVERY == 0:
-                seen = account.of(region)
+                seen = lock_accounting.read(region)
                 assert seen.pages == letters, f"the lo VMAs differ after {where}"
                 assert seen.lo == expected, f"something else is lo after {where}"
 
@@ -211,7 +217,7 @@ def test_random_locks_match_model(seed):
     """Without privilege and with a limit of just the range, 200 random, unaligned locks and
     unlocks within it all succeed; after each, count and residency match a model."""
     dice = random.Random(seed)
-    with mapping("private", 16) as region, privilege.limited(region.size):
+    with mapping("private", 16) as region, rlimits.unprivileged_with_limit(region.size):
         state = ["-"] * 16
         present = [False] * 16  # None: was unlocked, and may be reclaimed
         for step in range(1, 201):
@@ -220,9 +226,9 @@ def test_random_locks_match_model(seed):
             letter = dice.choice("LF-")
             addr = region.addr + start
             if letter == "-":
-                seen = libc.outcome(libc.munlock, addr, length)
+                seen = syscalls.outcome(syscalls.munlock, addr, length)
             else:
-                seen = libc.outcome(libc.mlock2, addr, length, int(letter == "F"))
+                seen = syscalls.outcome(syscalls.mlock2, addr, length, int(letter == "F"))
             where = f"seed {seed}, step {step}: {letter} of {length} bytes from {start}"
             assert seen == "ok", f"refused: {where}"
             last = -(-(start + length) // PAGE) if length or start % PAGE else start // PAGE
@@ -237,4 +243,6 @@ def test_random_locks_match_model(seed):
             wrong = [p for p in range(16) if present[p] not in (None, resident[p])]
             assert wrong == [], f"pages are resident, or absent, wrongly after {where}"
             if step % SMAPS_EVERY == 0:
-                assert account.pages(region) == "".join(state), f"lo differs after {where}"
+                assert lock_accounting.page_letters(region) == "".join(state), (
+                    f"lo differs after {where}"
+                )

@@ -1,21 +1,22 @@
+# SPDX-License-Identifier: MIT
 """What is locked already is not counted again: locks do not stack."""
 
 import pytest
 
-from helpers import libc
-from helpers.each import each
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import mapping
-from helpers.observe import account
-from helpers.observe.account import balanced
-from helpers.process import Child
+from helpers.observe import lock_accounting
+from helpers.observe.lock_accounting import expect
+from helpers.processes import Child
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("lock:16", "smaps-flags"),
     pytest.mark.source("mlock(2) NOTES: memory locks do not stack"),
 ]
 
-FLAGS = {"L": 0, "F": libc.MLOCK_ONFAULT}
+FLAGS = {"L": 0, "F": syscalls.MLOCK_ONFAULT}
 LETTERS = pytest.mark.parametrize(
     ("first", "second"), [("L", "L"), ("L", "F"), ("F", "L"), ("F", "F")]
 )
@@ -27,23 +28,25 @@ def test_relock_counts_once(first, second):
     count."""
     with mapping("private", 8) as region:
         region.sub(0, 3).touch()
-        libc.mlock2(region.addr, region.size, FLAGS[first])
+        syscalls.mlock2(region.addr, region.size, FLAGS[first])
         for _ in range(3):
-            libc.mlock2(region.addr, region.size, FLAGS[second])
+            syscalls.mlock2(region.addr, region.size, FLAGS[second])
         resident = 3 if first + second == "FF" else 8
-        assert account.of(region) == balanced(second * 8, resident), "8 pages count once"
+        assert lock_accounting.read(region) == expect(second * 8, resident), "8 pages count once"
 
 
 @pytest.mark.source("commit b155b4fde5bd (mlock203 of LTP)")
 def test_onfault_then_full_lock_counts_once():
     """A lock on fault made full and back again: the count stays, populated pages stay."""
     with mapping("private", 8) as region:
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-        assert account.of(region) == balanced("FFFFFFFF", resident=0), "on fault"
-        libc.mlock2(region.addr, region.size, 0)
-        assert account.of(region) == balanced("LLLLLLLL", resident=8), "full: populated"
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-        assert account.of(region) == balanced("FFFFFFFF", resident=8), "on fault: none dropped"
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+        assert lock_accounting.read(region) == expect("FFFFFFFF", resident=0), "on fault"
+        syscalls.mlock2(region.addr, region.size, 0)
+        assert lock_accounting.read(region) == expect("LLLLLLLL", resident=8), "full: populated"
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+        assert lock_accounting.read(region) == expect("FFFFFFFF", resident=8), (
+            "on fault: none dropped"
+        )
 
 
 @each(("first", "second"), ["LL", "LF", "FL"])
@@ -63,14 +66,14 @@ def test_overlap_counts_once(one, other, first, second):
     with mapping("private", 8) as region:
         letters = ["-"] * 8
         for (start, count), letter in ((one, first), (other, second)):
-            libc.mlock2(region.at(start), count * PAGE, FLAGS[letter])
+            syscalls.mlock2(region.at(start), count * PAGE, FLAGS[letter])
             letters[start : start + count] = letter * count
         resident = sum(
             (first == "L" and one[0] <= page < sum(one))
             or (second == "L" and other[0] <= page < sum(other))
             for page in range(8)
         )
-        assert account.of(region) == balanced("".join(letters), resident), (
+        assert lock_accounting.read(region) == expect("".join(letters), resident), (
             "each page of both ranges counts once"
         )
 
@@ -79,43 +82,49 @@ def test_overlap_counts_once(one, other, first, second):
 def test_relock_of_other_kinds_counts_once(kind):
     """Re-locking and overlapping locks of file and shared memory count each page once."""
     with mapping(kind, 8) as region:
-        libc.mlock(region.addr, 5 * PAGE)
-        libc.mlock(region.addr, 5 * PAGE)
-        libc.mlock(region.at(3), 4 * PAGE)
-        assert account.of(region) == balanced("LLLLLLL-", resident=7), "seven pages count once"
+        syscalls.mlock(region.addr, 5 * PAGE)
+        syscalls.mlock(region.addr, 5 * PAGE)
+        syscalls.mlock(region.at(3), 4 * PAGE)
+        assert lock_accounting.read(region) == expect("LLLLLLL-", resident=7), (
+            "seven pages count once"
+        )
 
 
 def test_relock_of_map_locked_counts_once():
     """mlock of a MAP_LOCKED mapping adds nothing; mlock2(MLOCK_ONFAULT) makes it on fault."""
-    with mapping("private", 8, flags=libc.MAP_LOCKED) as region:
-        libc.mlock(region.addr, region.size)
-        assert account.of(region) == balanced("LLLLLLLL", resident=8), "8 pages count once"
-        libc.mlock2(region.at(2), 2 * PAGE, libc.MLOCK_ONFAULT)
-        assert account.of(region) == balanced("LLFFLLLL", resident=8), "still once"
+    with mapping("private", 8, flags=syscalls.MAP_LOCKED) as region:
+        syscalls.mlock(region.addr, region.size)
+        assert lock_accounting.read(region) == expect("LLLLLLLL", resident=8), "8 pages count once"
+        syscalls.mlock2(region.at(2), 2 * PAGE, syscalls.MLOCK_ONFAULT)
+        assert lock_accounting.read(region) == expect("LLFFLLLL", resident=8), "still once"
 
 
 @pytest.mark.parametrize(
     "flags",
-    [(0, 0, 0), (libc.MLOCK_ONFAULT, 0, libc.MLOCK_ONFAULT), (0, libc.MLOCK_ONFAULT, 0)],
+    [
+        (0, 0, 0),
+        (syscalls.MLOCK_ONFAULT, 0, syscalls.MLOCK_ONFAULT),
+        (0, syscalls.MLOCK_ONFAULT, 0),
+    ],
     ids=["full", "onfault-full-onfault", "full-onfault-full"],
 )
 def test_locks_do_not_stack(flags):
     """One munlock undoes any number of locks over the same pages."""
-    with mapping("private", 8, flags=libc.MAP_LOCKED) as region:
+    with mapping("private", 8, flags=syscalls.MAP_LOCKED) as region:
         for how in flags:
-            libc.mlock2(region.addr, region.size, how)
-        libc.munlock(region.at(2), 3 * PAGE)
+            syscalls.mlock2(region.addr, region.size, how)
+        syscalls.munlock(region.at(2), 3 * PAGE)
         letter = "F" if flags[-1] else "L"
         expected = 2 * letter + "---" + 3 * letter
-        assert account.of(region) == balanced(expected, resident=5), "one munlock is enough"
-        libc.munlock(region.addr, region.size)
-        assert account.of(region) == balanced("--------", resident=0), "nothing is left"
+        assert lock_accounting.read(region) == expect(expected, resident=5), "one munlock is enough"
+        syscalls.munlock(region.addr, region.size)
+        assert lock_accounting.read(region) == expect("--------", resident=0), "nothing is left"
 
 
 def lock_three_times(addr, size):
-    libc.mlockall(libc.MCL_CURRENT | libc.MCL_ONFAULT)
-    libc.mlockall(libc.MCL_CURRENT | libc.MCL_ONFAULT)
-    libc.mlock(addr, size)
+    syscalls.mlockall(syscalls.MCL_CURRENT | syscalls.MCL_ONFAULT)
+    syscalls.mlockall(syscalls.MCL_CURRENT | syscalls.MCL_ONFAULT)
+    syscalls.mlock(addr, size)
 
 
 @pytest.mark.needs("lock-all")
@@ -123,11 +132,11 @@ def test_mlockall_does_not_stack():
     """One munlock undoes two mlockall and an mlock of the same pages; the rest stays locked."""
     with mapping("private", 8) as region, Child() as child:
         child.call(lock_three_times, region.addr, region.size)
-        seen = account.of(region, child.pid)
+        seen = lock_accounting.read(region, child.pid)
         assert seen.pages == "LLLLLLLL", "all of the range is lo"
         assert seen.vmlck == seen.lo, "VmLck counts each lo page once"
-        child.call(libc.munlock, region.addr, region.size)
-        left = account.of(region, child.pid)
+        child.call(syscalls.munlock, region.addr, region.size)
+        left = lock_accounting.read(region, child.pid)
         assert left.pages == "--------", "one munlock is enough"
         assert left.vmlck == left.lo, "VmLck counts what is still lo"
         assert left.vmlck >= seen.vmlck - 8, "and nothing beside the range was unlocked"
@@ -143,7 +152,7 @@ def test_lock_over_merging_mappings_counts_all(locked):
         region.touch()  # one anon_vma for all, so that they may merge
         for page, letter in enumerate(locked):
             if letter == "L":
-                libc.mlock(region.at(page), PAGE)
-        seen = libc.outcome(libc.mlock, region.addr, region.size)
+                syscalls.mlock(region.at(page), PAGE)
+        seen = syscalls.outcome(syscalls.mlock, region.addr, region.size)
         assert seen == "ok", "the whole range is mapped"
-        assert account.of(region) == balanced("LLLL", resident=4), "four pages count once"
+        assert lock_accounting.read(region) == expect("LLLL", resident=4), "four pages count once"

@@ -1,72 +1,78 @@
+# SPDX-License-Identifier: MIT
 """Every way to lock counts the range in VmLck, at once and in full."""
 
 import os
 
 import pytest
 
-from helpers import libc
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import KINDS, hole, mapping, memfd
-from helpers.observe import account, mincore, pagemap
-from helpers.observe.account import balanced
+from helpers import syscalls
+from helpers.memory import MAPPING_KINDS, mapping, memfd
+from helpers.memory.layouts import unmap_pages
+from helpers.observe import lock_accounting, mincore, pagemap
+from helpers.observe.lock_accounting import expect
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2)")]
 
-SHARED_ANONYMOUS = libc.MAP_SHARED | libc.MAP_ANONYMOUS
+SHARED_ANONYMOUS = syscalls.MAP_SHARED | syscalls.MAP_ANONYMOUS
 
 
 def lock_full(addr, length):
-    return libc.mlock2(addr, length, 0)
+    return syscalls.mlock2(addr, length, 0)
 
 
 def lock_on_fault(addr, length):
-    return libc.mlock2(addr, length, libc.MLOCK_ONFAULT)
+    return syscalls.mlock2(addr, length, syscalls.MLOCK_ONFAULT)
 
 
-POPULATING = pytest.mark.parametrize("lock", [libc.mlock, lock_full], ids=["mlock", "mlock2"])
+POPULATING = pytest.mark.parametrize("lock", [syscalls.mlock, lock_full], ids=["mlock", "mlock2"])
 
 
 @POPULATING
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_vmlck_grows_by_locked_length(kind, lock):
     """Locking a mapping of any kind counts and populates every page of it."""
     with mapping(kind, 8) as region:
-        assert account.of(region) == balanced("--------", resident=0), "nothing locked before"
+        assert lock_accounting.read(region) == expect("--------", resident=0), (
+            "nothing locked before"
+        )
         lock(region.addr, region.size)
-        assert account.of(region) == balanced("LLLLLLLL", resident=8), (
+        assert lock_accounting.read(region) == expect("LLLLLLLL", resident=8), (
             "VmLck, the lo VMAs and Locked count 8 pages"
         )
 
 
 @pytest.mark.claim("W17")
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_onfault_lock_counts_at_once(kind):
     """mlock2(MLOCK_ONFAULT) counts every page before any is touched; a touch adds that page to
     Locked and nothing to VmLck."""
     with mapping(kind, 8) as region:
-        unlocked = libc.outcome(libc.msync, region.addr, region.size, libc.MS_INVALIDATE)
+        unlocked = syscalls.outcome(
+            syscalls.msync, region.addr, region.size, syscalls.MS_INVALIDATE
+        )
         assert unlocked == "ok", "msync(MS_INVALIDATE) finds nothing locked before"
         lock_on_fault(region.addr, region.size)
-        assert account.of(region) == balanced("FFFFFFFF", resident=0), (
+        assert lock_accounting.read(region) == expect("FFFFFFFF", resident=0), (
             "8 pages count, none is resident"
         )
-        locked = libc.outcome(libc.msync, region.addr, region.size, libc.MS_INVALIDATE)
+        locked = syscalls.outcome(syscalls.msync, region.addr, region.size, syscalls.MS_INVALIDATE)
         assert locked == "EBUSY", "msync(MS_INVALIDATE) meets a locked VMA"
         for page in (0, 3, 7):
-            libc.fill(region.at(page), 1, 1)
-        assert account.of(region) == balanced("FFFFFFFF", resident=3), (
+            syscalls.memset(region.at(page), 1, 1)
+        assert lock_accounting.read(region) == expect("FFFFFFFF", resident=3), (
             "three touched pages are in Locked, VmLck stays"
         )
 
 
 @pytest.mark.source("mmap(2) MAP_LOCKED")
-@each("flags", [0, libc.MAP_NONBLOCK], ids=["blocking", "nonblock"])
-@each("kind", KINDS)
+@each("flags", [0, syscalls.MAP_NONBLOCK], ids=["blocking", "nonblock"])
+@each("kind", MAPPING_KINDS)
 def test_vmlck_grows_by_mapped_length(kind, flags):
     """mmap(MAP_LOCKED) counts and populates the whole mapping, MAP_NONBLOCK or not."""
-    with mapping(kind, 8, flags=libc.MAP_LOCKED | flags) as region:
-        assert account.of(region) == balanced("LLLLLLLL", resident=8), (
+    with mapping(kind, 8, flags=syscalls.MAP_LOCKED | flags) as region:
+        assert lock_accounting.read(region) == expect("LLLLLLLL", resident=8), (
             "a MAP_LOCKED mapping of 8 pages counts 8 pages"
         )
 
@@ -75,9 +81,11 @@ def test_vmlck_grows_by_mapped_length(kind, flags):
 def test_map_locked_of_unaligned_length_counts_whole_pages():
     """mmap(MAP_LOCKED) of two pages and a byte counts three pages."""
     with mapping("private", 8) as region:
-        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED | libc.MAP_LOCKED
-        libc.mmap(region.addr, 2 * PAGE + 1, libc.PROT_RW, how)
-        assert account.of(region) == balanced("LLL-----", resident=3), "three pages count"
+        how = (
+            syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED | syscalls.MAP_LOCKED
+        )
+        syscalls.mmap(region.addr, 2 * PAGE + 1, syscalls.PROT_RW, how)
+        assert lock_accounting.read(region) == expect("LLL-----", resident=3), "three pages count"
 
 
 @pytest.mark.source("mmap(2) MAP_LOCKED")
@@ -85,15 +93,15 @@ def test_map_locked_of_unaligned_length_counts_whole_pages():
 def test_map_locked_beside_locked_counts(kind):
     """A MAP_LOCKED mapping placed right behind, or right before, a locked one, with which it
     may merge, is counted."""
-    how = libc.MAP_FIXED | libc.MAP_LOCKED | libc.MAP_ANONYMOUS
-    how |= libc.MAP_SHARED if kind == "shared" else libc.MAP_PRIVATE
-    with mapping(kind, 9, prot=libc.PROT_NONE) as region:
-        libc.mmap(region.at(3), 3 * PAGE, libc.PROT_RW, how)
-        assert account.of(region) == balanced("---LLL---", resident=3), "the first counts"
-        libc.mmap(region.at(6), 2 * PAGE, libc.PROT_RW, how)
-        assert account.of(region) == balanced("---LLLLL-", resident=5), "the one behind too"
-        libc.mmap(region.at(2), PAGE, libc.PROT_RW, how)
-        assert account.of(region) == balanced("--LLLLLL-", resident=6), "the one before too"
+    how = syscalls.MAP_FIXED | syscalls.MAP_LOCKED | syscalls.MAP_ANONYMOUS
+    how |= syscalls.MAP_SHARED if kind == "shared" else syscalls.MAP_PRIVATE
+    with mapping(kind, 9, prot=syscalls.PROT_NONE) as region:
+        syscalls.mmap(region.at(3), 3 * PAGE, syscalls.PROT_RW, how)
+        assert lock_accounting.read(region) == expect("---LLL---", resident=3), "the first counts"
+        syscalls.mmap(region.at(6), 2 * PAGE, syscalls.PROT_RW, how)
+        assert lock_accounting.read(region) == expect("---LLLLL-", resident=5), "the one behind too"
+        syscalls.mmap(region.at(2), PAGE, syscalls.PROT_RW, how)
+        assert lock_accounting.read(region) == expect("--LLLLLL-", resident=6), "the one before too"
 
 
 PARTS = [(0, 1), (0, 3), (2, 4), (5, 3), (7, 1), (0, 8)]
@@ -112,9 +120,9 @@ PARTS = [(0, 1), (0, 3), (2, 4), (5, 3), (7, 1), (0, 8)]
 def test_part_of_mapping_counts_alone(kind, first, count):
     """mlock of one or several pages at the head, middle or tail of a mapping counts those."""
     with mapping(kind, 8) as region:
-        libc.mlock(region.at(first), count * PAGE)
+        syscalls.mlock(region.at(first), count * PAGE)
         expected = "-" * first + "L" * count + "-" * (8 - first - count)
-        assert account.of(region) == balanced(expected, resident=count), (
+        assert lock_accounting.read(region) == expect(expected, resident=count), (
             "exactly the pages asked for count"
         )
 
@@ -126,7 +134,7 @@ def test_part_locked_on_fault_counts_alone(first, count):
     with mapping("private", 8) as region:
         lock_on_fault(region.at(first), count * PAGE)
         expected = "-" * first + "F" * count + "-" * (8 - first - count)
-        assert account.of(region) == balanced(expected, resident=0), (
+        assert lock_accounting.read(region) == expect(expected, resident=0), (
             "exactly the pages asked for count"
         )
 
@@ -145,9 +153,9 @@ def test_part_locked_on_fault_counts_alone(first, count):
 )
 def test_vmlck_equals_pages_touched_by_range(offset, length, expected):
     """The pages that contain any byte of the range count and become resident, no others."""
-    with mapping("shared", 8, prot=libc.PROT_WRITE) as region:
+    with mapping("shared", 8, prot=syscalls.PROT_WRITE) as region:
         lock_full(region.addr + offset, length)
-        assert account.of(region) == balanced(expected, resident=expected.count("L")), (
+        assert lock_accounting.read(region) == expect(expected, resident=expected.count("L")), (
             "whole pages count"
         )
         inside = [letter == "L" for letter in expected]
@@ -155,28 +163,30 @@ def test_vmlck_equals_pages_touched_by_range(offset, length, expected):
         assert mincore.resident(region.addr, 8) == inside, "mincore: these pages are resident"
 
 
-@pytest.mark.parametrize("flags", [0, libc.MLOCK_ONFAULT], ids=["full", "onfault"])
+@pytest.mark.parametrize("flags", [0, syscalls.MLOCK_ONFAULT], ids=["full", "onfault"])
 def test_inaccessible_memory_counts(flags):
     """PROT_NONE memory counts in full, though no page of it can be populated."""
-    with mapping("private", 8, prot=libc.PROT_NONE) as region:
+    with mapping("private", 8, prot=syscalls.PROT_NONE) as region:
         # The errno is the calls chapter's: ENOMEM, but 0 for on-fault locks since 6.1.
-        libc.outcome(libc.mlock2, region.addr, region.size, flags)
+        syscalls.outcome(syscalls.mlock2, region.addr, region.size, flags)
         letters = "FFFFFFFF" if flags else "LLLLLLLL"
-        assert account.of(region) == balanced(letters, resident=0), "8 pages count, none resident"
+        assert lock_accounting.read(region) == expect(letters, resident=0), (
+            "8 pages count, none resident"
+        )
 
 
 @pytest.mark.source("mmap(2) MAP_LOCKED")
 def test_map_locked_inaccessible_memory_counts():
     """mmap(MAP_LOCKED) of PROT_NONE memory succeeds and counts in full."""
-    with mapping("private", 8, prot=libc.PROT_NONE, flags=libc.MAP_LOCKED) as region:
-        assert account.of(region) == balanced("LLLLLLLL", resident=0), "8 pages count"
+    with mapping("private", 8, prot=syscalls.PROT_NONE, flags=syscalls.MAP_LOCKED) as region:
+        assert lock_accounting.read(region) == expect("LLLLLLLL", resident=0), "8 pages count"
 
 
 def test_read_only_memory_counts():
     """Read-only anonymous memory counts in full; its zero pages are not in Locked."""
-    with mapping("private", 8, prot=libc.PROT_READ) as region:
-        libc.mlock(region.addr, region.size)
-        assert account.of(region) == balanced("LLLLLLLL", resident=0), (
+    with mapping("private", 8, prot=syscalls.PROT_READ) as region:
+        syscalls.mlock(region.addr, region.size)
+        assert lock_accounting.read(region) == expect("LLLLLLLL", resident=0), (
             "8 pages count, the zero page is nobody's"
         )
 
@@ -187,9 +197,9 @@ def test_range_past_end_of_file_counts(kind):
     is resident."""
     fd = memfd(3 * PAGE)
     with mapping(kind, 8, fd=fd) as region:
-        seen = libc.outcome(libc.mlock, region.addr, region.size)
+        seen = syscalls.outcome(syscalls.mlock, region.addr, region.size)
         assert seen == "ENOMEM", "the pages past the end of the file cannot be populated"
-        assert account.of(region) == balanced("LLLLLLLL", resident=3), (
+        assert lock_accounting.read(region) == expect("LLLLLLLL", resident=3), (
             "8 pages count, the three of the file are resident"
         )
     os.close(fd)
@@ -199,23 +209,23 @@ def test_several_mappings_in_one_call_count():
     """One mlock over five VMAs counts each of them in full."""
     with mapping("private", 10) as region:
         for page in (2, 6):
-            libc.mprotect(region.at(page), 2 * PAGE, libc.PROT_READ)
-        libc.mlock(region.addr, region.size)
-        assert account.of(region) == balanced("L" * 10, resident=6), (
+            syscalls.mprotect(region.at(page), 2 * PAGE, syscalls.PROT_READ)
+        syscalls.mlock(region.addr, region.size)
+        assert lock_accounting.read(region) == expect("L" * 10, resident=6), (
             "5 VMAs of 2 pages; two of them map the zero page"
         )
 
 
-@pytest.mark.parametrize("flags", [0, libc.MLOCK_ONFAULT], ids=["full", "onfault"])
+@pytest.mark.parametrize("flags", [0, syscalls.MLOCK_ONFAULT], ids=["full", "onfault"])
 def test_lock_stopped_by_hole_counts_what_it_locked(flags):
     """A lock that fails at a hole counts what it locked before the hole, and no more."""
     letter = "F" if flags else "L"
     with mapping("private", 10) as region:
-        hole(region, 5)
-        libc.mprotect(region.at(2), PAGE, libc.PROT_READ)
-        seen = libc.outcome(libc.mlock2, region.at(1), 8 * PAGE, flags)
+        unmap_pages(region, 5)
+        syscalls.mprotect(region.at(2), PAGE, syscalls.PROT_READ)
+        seen = syscalls.outcome(syscalls.mlock2, region.at(1), 8 * PAGE, flags)
         assert seen == "ENOMEM", "page 5 is not mapped"
-        assert account.of(region) == balanced("-" + 4 * letter + "-----", resident=0), (
+        assert lock_accounting.read(region) == expect("-" + 4 * letter + "-----", resident=0), (
             "pages 1 to 4 are lo and counted"
         )
 
@@ -223,9 +233,9 @@ def test_lock_stopped_by_hole_counts_what_it_locked(flags):
 def test_lock_of_nothing_counts_nothing():
     """Locking no bytes, or a range that starts in a hole, leaves VmLck alone."""
     with mapping("private", 8) as region:
-        hole(region, 2)
-        libc.mlock(region.at(5), PAGE)
-        libc.mlock(region.at(1), 0)
-        seen = libc.outcome(libc.mlock, region.at(2), 3 * PAGE)
+        unmap_pages(region, 2)
+        syscalls.mlock(region.at(5), PAGE)
+        syscalls.mlock(region.at(1), 0)
+        seen = syscalls.outcome(syscalls.mlock, region.at(2), 3 * PAGE)
         assert seen == "ENOMEM", "the range starts in a hole"
-        assert account.of(region) == balanced("-----L--", resident=1), "only page 5 counts"
+        assert lock_accounting.read(region) == expect("-----L--", resident=1), "only page 5 counts"

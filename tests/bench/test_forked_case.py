@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CPU of an empty forked case: pytest-forked alone beside ours. Run by ``tox run -e bench``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reading every page of a region: a C loop with one pread a page beside the bulk reader."""
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import libc, memory
-from helpers.observe import pagemap
+from helpers import memory, syscalls
+from helpers.observe import page_flags, pagemap
 
 C_LOOP = """
 #include <stdint.h>
@@ -46,7 +47,7 @@ def c_loop(tmp_path: Path):
     def loop(addr: int, pages: int) -> int:
         maps, flags = (os.open(p, os.O_RDONLY) for p in ("/proc/self/pagemap", "/proc/kpageflags"))
         try:
-            return function(maps, flags, addr // libc.PAGE, pages)
+            return function(maps, flags, addr // syscalls.PAGE, pages)
         finally:
             os.close(maps)
             os.close(flags)
@@ -67,15 +68,15 @@ def test_state_of_a_region(benchmark, c_loop, capsys, mib):
     size = mib << 20
     if size > psutil.virtual_memory().available // 4:
         pytest.skip(f"needs {4 * mib} MiB of available memory")
-    libc.prctl(libc.PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    pages = size // libc.PAGE
+    syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    pages = size // syscalls.PAGE
     with memory.mapping("private", pages) as region:
         region.write()
-        pagemap.snapshot(region.addr, pages)
+        page_flags.snapshot(region.addr, pages)
         in_c = min(cpu(c_loop, region.addr, pages) for _ in range(3))
-        bulk = min(cpu(pagemap.snapshot, region.addr, pages) for _ in range(3))
-        benchmark.pedantic(pagemap.snapshot, (region.addr, pages), rounds=3, iterations=1)
-        parts = len(pagemap.segments(pagemap.pfns(region.addr, pages)))
+        bulk = min(cpu(page_flags.snapshot, region.addr, pages) for _ in range(3))
+        benchmark.pedantic(page_flags.snapshot, (region.addr, pages), rounds=3, iterations=1)
+        parts = len(page_flags.contiguous_pfns(pagemap.pfns(region.addr, pages)))
     benchmark.extra_info |= {"ratio": bulk / in_c, "segments": parts}
     with capsys.disabled():
         print(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What locking costs at scale, beside its yardstick: linear if the cost of one stays the same.
 
 Each size is four times the one before. Wall time of the calls alone; least of three.
@@ -10,10 +11,11 @@ import time
 import psutil
 import pytest
 
-from helpers import libc, scale
-from helpers.libc import PAGE
-from helpers.memory import mapping
+from helpers import syscalls
+from helpers.memory import layouts, mapping
 from helpers.observe import pagemap, status
+from helpers.processes import lockers
+from helpers.syscalls import PAGE
 
 MIB = 1 << 20
 
@@ -42,18 +44,18 @@ def test_cost_of_many_vmas(capsys):
     """mlock, munlock and munmap over tens of thousands of VMAs."""
     rows = []
     for count in (1875, 7500, 30000):
-        libc.prctl(libc.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+        syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1, 0, 0, 0)
         times: list[dict[str, float]] = []
         for _ in range(3):
-            with scale.alternating(count) as region:
+            with layouts.alternating_protections(count) as region:
                 times.append({
-                    "mlock": took(libc.mlock, region.addr, region.size),
-                    "again": took(libc.mlock, region.addr, region.size),
-                    "munlock": took(libc.munlock, region.addr, region.size),
+                    "mlock": took(syscalls.mlock, region.addr, region.size),
+                    "again": took(syscalls.mlock, region.addr, region.size),
+                    "munlock": took(syscalls.munlock, region.addr, region.size),
                 })  # fmt: skip
-                libc.mlock(region.addr, region.size)
+                syscalls.mlock(region.addr, region.size)
                 assert status.vmlck_pages() == count, "VmLck counts each"
-                times[-1]["munmap"] = took(libc.munmap, region.addr, region.size)
+                times[-1]["munmap"] = took(syscalls.munmap, region.addr, region.size)
         rows.append((count, {name: min(t[name] for t in times) for name in times[0]}))
     table(capsys, "VMAs, each of one page", "VMAs", rows)
 
@@ -67,10 +69,10 @@ def test_cost_of_many_processes(capsys):
             times = []
             for _ in range(3):
                 started = time.perf_counter()
-                with scale.lockers(region, count) as crowd:
+                with lockers.lockers(region, count) as crowd:
                     joined = time.perf_counter() - started
                     assert {status.vmlck_pages(p) for p in crowd.pids} == {16}, "each its own"
-                    times.append({"join": joined, "leave": took(crowd.leave, count)})
+                    times.append({"join": joined, "leave": took(crowd.exit, count)})
             rows.append((count, {name: min(t[name] for t in times) for name in times[0]}))
     table(capsys, "processes locking one file", "processes", rows)
 
@@ -79,7 +81,7 @@ def test_cost_of_many_processes(capsys):
 def test_cost_of_large_regions(capsys, kind):
     """mlock of untouched memory, mlock of what is there, munlock, up to a quarter of what is
     available or 1 GiB."""
-    libc.prctl(libc.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1, 0, 0, 0)
     most = min(psutil.virtual_memory().available // 4, 1024 * MIB)
     rows = []
     for size in (64 * MIB, 256 * MIB, 1024 * MIB):
@@ -89,10 +91,10 @@ def test_cost_of_large_regions(capsys, kind):
         times = []
         for _ in range(3):
             with mapping(kind, pages) as region:
-                times.append({"populate": took(libc.mlock, region.addr, region.size)})
+                times.append({"populate": took(syscalls.mlock, region.addr, region.size)})
                 assert pagemap.present_count(region.addr, pages) == pages, "all is present"
-                times[-1]["munlock"] = took(libc.munlock, region.addr, region.size)
-                times[-1]["mlock"] = took(libc.mlock, region.addr, region.size)
+                times[-1]["munlock"] = took(syscalls.munlock, region.addr, region.size)
+                times[-1]["mlock"] = took(syscalls.mlock, region.addr, region.size)
         rows.append((pages, {name: min(t[name] for t in times) for name in times[0]}))
     if not rows:
         pytest.skip("needs 256 MiB of available memory")

@@ -1,21 +1,22 @@
+# SPDX-License-Identifier: MIT
 """One call over many mappings: all of them, from the first page to the last."""
 
 from contextlib import contextmanager
 
 import pytest
 
-from helpers import libc
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:16"), pytest.mark.source("mlock(2)")]
 
-BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 LOCKS = {
     "mlock": ("mlock",),
     "mlock2": ("mlock2", 0),
-    "onfault": ("mlock2", libc.MLOCK_ONFAULT),
+    "onfault": ("mlock2", syscalls.MLOCK_ONFAULT),
 }
 EVERY_LOCK = pytest.mark.parametrize("how", LOCKS.values(), ids=LOCKS)
 PAGES = 10
@@ -35,7 +36,7 @@ def five_mappings():
     """Ten pages in five mappings of two pages, readable and writable in turn."""
     with mapping("private", PAGES) as region:
         for page in (2, 6):
-            libc.mprotect(region.at(page), 2 * PAGE, libc.PROT_READ)
+            syscalls.mprotect(region.at(page), 2 * PAGE, syscalls.PROT_READ)
         yield region
 
 
@@ -44,7 +45,7 @@ def test_lock_reaches_from_inside_the_first_to_inside_the_last(how):
     """A lock from the middle of one mapping to the middle of another locks, and a full one
     populates, every page between, and no other."""
     with five_mappings() as region:
-        issue(libc.RAW, how, region.at(1), 8 * PAGE)
+        issue(syscalls.RAW, how, region.at(1), 8 * PAGE)
         lock = "lo lf" if how == LOCKS["onfault"] else "lo"
         wanted = [(0, 1, ""), (1, 9, lock), (9, 10, "")]
         assert shape(region) == wanted, "every mapping between is locked"
@@ -59,8 +60,8 @@ def test_munlock_reaches_from_inside_the_first_to_inside_the_last(how):
     """munlock from the middle of one mapping to the middle of another unlocks every page
     between, and no other."""
     with five_mappings() as region:
-        issue(libc.RAW, how, region.addr, region.size)
-        libc.munlock(region.at(1), 8 * PAGE)
+        issue(syscalls.RAW, how, region.addr, region.size)
+        syscalls.munlock(region.at(1), 8 * PAGE)
         lock = "lo lf" if how == LOCKS["onfault"] else "lo"
         wanted = [(0, 1, lock), (1, 9, ""), (9, 10, lock)]
         assert shape(region) == wanted, "every mapping between is unlocked"

@@ -1,15 +1,16 @@
+# SPDX-License-Identifier: MIT
 """Flags of mlock2 and mlockall, bit by bit."""
 
 import pytest
 
-from helpers import libc
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, PAGE
+from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, status
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, PAGE
 
 pytestmark = pytest.mark.needs("smaps-flags", "lock:8")
 
-BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 BITS = [1 << n for n in range(32)]
 WHOLE_INT = 0xFFFFFFFF
 
@@ -30,12 +31,12 @@ def test_mlock2_unknown_flags_give_einval(calls):
     """mlock2 refuses every flag but MLOCK_ONFAULT with EINVAL, alone or beside it, and changes
     no lock."""
     with mapping("private", 4) as region:
-        libc.mlock(region.at(2), PAGE)
+        syscalls.mlock(region.at(2), PAGE)
         before = status.vmlck_pages()
         accepted = {
             hex(flags): seen
             for flags in unknown_to_mlock2()
-            if (seen := libc.outcome(calls.mlock2, region.addr, region.size, flags)) != "EINVAL"
+            if (seen := syscalls.outcome(calls.mlock2, region.addr, region.size, flags)) != "EINVAL"
         }
         assert accepted == {}, "each of these flags gives EINVAL"
         assert shape(region) == [(0, 2, ""), (2, 3, "lo"), (3, 4, "")], "no lock changed"
@@ -48,8 +49,8 @@ def test_mlock2_known_flags_are_accepted(calls):
     """mlock2 with no flag locks like mlock, with MLOCK_ONFAULT on fault: nothing else does."""
     with mapping("private", 4) as region:
         seen = [
-            libc.outcome(calls.mlock2, region.addr, PAGE, 0),
-            libc.outcome(calls.mlock2, region.at(2), PAGE, MLOCK_ONFAULT),
+            syscalls.outcome(calls.mlock2, region.addr, PAGE, 0),
+            syscalls.outcome(calls.mlock2, region.at(2), PAGE, MLOCK_ONFAULT),
         ]
         assert seen == ["ok", "ok"], "both flag values are valid"
         wanted = [(0, 1, "lo"), (1, 2, ""), (2, 3, "lo lf"), (3, 4, "")]
@@ -61,12 +62,12 @@ def test_mlock2_flags_are_checked_before_the_range(calls):
     """mlock2 with an unknown flag gives EINVAL whatever the range: length 0, unmapped, or
     without any end."""
     with mapping("private", 2) as region:
-        libc.munmap(region.at(1), PAGE)
+        syscalls.munmap(region.at(1), PAGE)
         seen = {
-            "length 0": libc.outcome(calls.mlock2, region.addr, 0, 2),
-            "unmapped": libc.outcome(calls.mlock2, region.at(1), PAGE, 2),
-            "NULL, length 0": libc.outcome(calls.mlock2, 0, 0, 2),
-            "wrapping": libc.outcome(calls.mlock2, region.addr, libc.SIZE_MAX, 2),
+            "length 0": syscalls.outcome(calls.mlock2, region.addr, 0, 2),
+            "unmapped": syscalls.outcome(calls.mlock2, region.at(1), PAGE, 2),
+            "NULL, length 0": syscalls.outcome(calls.mlock2, 0, 0, 2),
+            "wrapping": syscalls.outcome(calls.mlock2, region.addr, syscalls.SIZE_MAX, 2),
         }
         assert seen == dict.fromkeys(seen, "EINVAL"), "the flags are looked at first"
         assert shape(region) == [(0, 1, "")], "nothing is locked"
@@ -98,10 +99,10 @@ def test_mlockall_invalid_flags_give_einval(calls):
     with mapping("private", 2) as region:
         accepted = {}
         for flags in invalid_for_mlockall():
-            seen = libc.outcome(calls.mlockall, flags)
+            seen = syscalls.outcome(calls.mlockall, flags)
             if seen != "EINVAL":
                 accepted[hex(flags)] = seen
-                libc.munlockall()
+                syscalls.munlockall()
         assert accepted == {}, "each of these flags gives EINVAL"
         assert shape(region) == [(0, 2, "")], "what was mapped is not locked"
         with mapping("private", 2) as later:

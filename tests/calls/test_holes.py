@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Ranges with a hole: what the calls report, and what they did before they noticed.
 
 POSIX and mlock(2) promise that a failed call changes no lock. Linux changes everything in
@@ -8,21 +9,23 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers import kernel, libc
-from helpers.libc import PAGE
-from helpers.memory import hole, mapping
-from helpers.observe import maps, pagemap, status
+from helpers import syscalls
+from helpers.machine import kernel_version
+from helpers.memory import mapping
+from helpers.memory.layouts import unmap_pages
+from helpers.observe import maps, page_flags, pagemap, status
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("smaps-flags", "lock:8"),
     pytest.mark.source("mlock(2) ERRORS", "POSIX mlock(): on failure no lock is changed"),
 ]
 
-BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 LOCKS = {
     "mlock": ("mlock",),
     "mlock2": ("mlock2", 0),
-    "onfault": ("mlock2", libc.MLOCK_ONFAULT),
+    "onfault": ("mlock2", syscalls.MLOCK_ONFAULT),
 }
 EVERY_LOCK = pytest.mark.parametrize("how", LOCKS.values(), ids=LOCKS)
 PAGES = 8
@@ -78,10 +81,10 @@ def test_lock_over_hole_locks_what_lies_before_it(where):
         with mapping("private", PAGES) as region:
             region.sub(2, 1).touch()
             for page in holes:
-                hole(region, page)
+                unmap_pages(region, page)
             present = pagemap.present(region.addr, PAGES)
             before = status.vmlck_pages()
-            seen = libc.outcome(issue, libc.RAW, how, region.addr + offset, length)
+            seen = syscalls.outcome(issue, syscalls.RAW, how, region.addr + offset, length)
             counted = status.vmlck_pages() - before
             assert seen == "ENOMEM", f"{name}: part of the range is not mapped"
             assert shape(region) == expected(holes, before_hole, mark(how), ""), (
@@ -99,11 +102,11 @@ def test_munlock_over_hole_unlocks_what_lies_before_it(where):
     for lock in (LOCKS["mlock"], LOCKS["onfault"]):
         with mapping("private", PAGES) as region:
             region.touch()
-            issue(libc.RAW, lock, region.addr, region.size)
+            issue(syscalls.RAW, lock, region.addr, region.size)
             for page in holes:
-                hole(region, page)
+                unmap_pages(region, page)
             before = status.vmlck_pages()
-            seen = libc.outcome(libc.munlock, region.addr + offset, length)
+            seen = syscalls.outcome(syscalls.munlock, region.addr + offset, length)
             taken = before - status.vmlck_pages()
             assert seen == "ENOMEM", "part of the range is not mapped"
             assert shape(region) == expected(holes, before_hole, "", mark(lock)), (
@@ -121,10 +124,10 @@ def test_unmapped_range_gives_enomem(calls):
     it."""
     with mapping("private", PAGES) as region:
         calls.mlock(region.addr, region.size)
-        hole(region, 4)
+        unmap_pages(region, 4)
         before = status.vmlck_pages()
         seen = {
-            name: libc.outcome(issue, calls, how, region.at(4), PAGE)
+            name: syscalls.outcome(issue, calls, how, region.at(4), PAGE)
             for name, how in {**LOCKS, "munlock": ("munlock",)}.items()
         }
         assert seen == dict.fromkeys(seen, "ENOMEM"), "the page is not mapped"
@@ -138,8 +141,8 @@ def test_hole_in_the_middle_is_reported_by_each_call(calls):
     seen = {}
     for name, how in {**LOCKS, "munlock": ("munlock",)}.items():
         with mapping("private", PAGES) as region:
-            hole(region, 5)
-            seen[name] = libc.outcome(issue, calls, how, region.addr, region.size)
+            unmap_pages(region, 5)
+            seen[name] = syscalls.outcome(issue, calls, how, region.addr, region.size)
     assert seen == dict.fromkeys(seen, "ENOMEM"), "part of the range is not mapped"
 
 
@@ -149,7 +152,7 @@ def many_vmas():
     with mapping("private", PAGES) as region:
         region.touch()
         for page in range(0, PAGES, 2):
-            libc.mprotect(region.at(page), PAGE, libc.PROT_READ)
+            syscalls.mprotect(region.at(page), PAGE, syscalls.PROT_READ)
         yield region
 
 
@@ -157,9 +160,9 @@ def many_vmas():
 def test_lock_over_many_mappings_stops_at_the_hole(how):
     """A lock over several mappings locks each one before the hole, and none behind it."""
     with many_vmas() as region:
-        hole(region, 6)
+        unmap_pages(region, 6)
         before = status.vmlck_pages()
-        seen = libc.outcome(issue, libc.RAW, how, region.addr, region.size)
+        seen = syscalls.outcome(issue, syscalls.RAW, how, region.addr, region.size)
         assert seen == "ENOMEM", "the seventh page is not mapped"
         wanted = [(0, 6, mark(how)), (7, 8, "")]
         assert shape(region) == wanted, "all six mappings before the hole are lo, the last is not"
@@ -169,10 +172,10 @@ def test_lock_over_many_mappings_stops_at_the_hole(how):
 def test_munlock_over_many_mappings_stops_at_the_hole():
     """munlock over several mappings unlocks each one before the hole, and none behind it."""
     with many_vmas() as region:
-        libc.mlock(region.addr, region.size)
-        hole(region, 6)
+        syscalls.mlock(region.addr, region.size)
+        unmap_pages(region, 6)
         before = status.vmlck_pages()
-        seen = libc.outcome(libc.munlock, region.addr, region.size)
+        seen = syscalls.outcome(syscalls.munlock, region.addr, region.size)
         assert seen == "ENOMEM", "the seventh page is not mapped"
         wanted = [(0, 6, ""), (7, 8, "lo")]
         assert shape(region) == wanted, "all six mappings before the hole are unlocked"
@@ -185,10 +188,10 @@ def test_failed_lock_converts_what_lies_before_the_hole(how):
     them again."""
     other = LOCKS["mlock"] if mark(how) == "lo lf" else LOCKS["onfault"]
     with mapping("private", PAGES) as region:
-        issue(libc.RAW, other, region.addr, region.size)
-        hole(region, 4)
+        issue(syscalls.RAW, other, region.addr, region.size)
+        unmap_pages(region, 4)
         before = status.vmlck_pages()
-        seen = libc.outcome(issue, libc.RAW, how, region.at(1), 6 * PAGE)
+        seen = syscalls.outcome(issue, syscalls.RAW, how, region.at(1), 6 * PAGE)
         assert seen == "ENOMEM", "part of the range is not mapped"
         assert shape(region) == [
             (0, 1, mark(other)),
@@ -203,9 +206,9 @@ def test_range_beside_a_hole_succeeds(how):
     """A range that ends where a hole begins, or begins where it ends, is wholly mapped: it is
     locked, and a full lock populates it."""
     with mapping("private", PAGES) as region:
-        hole(region, 4)
-        issue(libc.RAW, how, region.at(2), 2 * PAGE)
-        issue(libc.RAW, how, region.at(5), PAGE)
+        unmap_pages(region, 4)
+        issue(syscalls.RAW, how, region.at(2), 2 * PAGE)
+        issue(syscalls.RAW, how, region.at(5), PAGE)
         assert shape(region) == [
             (0, 2, ""),
             (2, 4, mark(how)),
@@ -222,11 +225,11 @@ def test_relock_populates_what_a_failed_lock_left_absent():
     """A lock of memory that is marked as locked already, but absent after a failed call,
     populates it."""
     with mapping("private", PAGES) as region:
-        hole(region, 4)
-        libc.outcome(libc.mlock, region.addr, region.size)
+        unmap_pages(region, 4)
+        syscalls.outcome(syscalls.mlock, region.addr, region.size)
         absent = pagemap.present_count(region.addr, 4)
         before = status.vmlck_pages()
-        libc.mlock(region.addr, 4 * PAGE)
+        syscalls.mlock(region.addr, 4 * PAGE)
         assert absent == 0, "the failed lock populated nothing"
         assert pagemap.present_count(region.addr, 4) == 4, "the second lock populates all"
         assert status.vmlck_pages() == before, "and counts nothing twice"
@@ -239,12 +242,12 @@ def test_failed_lock_marks_the_pages_present_before_the_hole():
     with mapping("private", PAGES) as region:
         region.sub(1, 1).touch()
         region.sub(6, 1).touch()
-        hole(region, 4)
-        seen = libc.outcome(libc.mlock, region.addr, region.size)
-        marked = pagemap.snapshot(region.addr, PAGES).mlocked
+        unmap_pages(region, 4)
+        seen = syscalls.outcome(syscalls.mlock, region.addr, region.size)
+        marked = page_flags.snapshot(region.addr, PAGES).mlocked
         assert seen == "ENOMEM", "part of the range is not mapped"
         # Before 5.18 pages were marked while populating, which a hole prevents.
-        at_once = kernel.version() >= (5, 18, 0)
+        at_once = kernel_version.version() >= (5, 18, 0)
         assert marked == [at_once and page == 1 for page in range(PAGES)], (
             "PG_mlocked on the resident page before the hole only"
         )

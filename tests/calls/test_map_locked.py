@@ -1,38 +1,40 @@
+# SPDX-License-Identifier: MIT
 """mmap with MAP_LOCKED: its length, what it locks, and how it fails."""
 
 import pytest
 
-from helpers import libc, privilege
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import KINDS, mapping
+from helpers import syscalls
+from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, pagemap, status
+from helpers.processes import rlimits
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("smaps-flags", "lock:8"),
     pytest.mark.source("mmap(2) MAP_LOCKED, ERRORS"),
 ]
 
-ANONYMOUS = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
-LOCKED = ANONYMOUS | libc.MAP_LOCKED
+ANONYMOUS = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS
+LOCKED = ANONYMOUS | syscalls.MAP_LOCKED
 
 
 def shape(region):
     return maps.locks(region.addr, region.end, PAGE)
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_map_locked_locks_counts_and_populates(kind):
     """mmap(MAP_LOCKED) returns with the whole mapping locked, counted and resident; munlock
     undoes the lock."""
     before = status.vmlck_pages()
-    with mapping(kind, 8, flags=libc.MAP_LOCKED) as region:
+    with mapping(kind, 8, flags=syscalls.MAP_LOCKED) as region:
         counted = status.vmlck_pages() - before
         present = pagemap.present_count(region.addr, 8)
         assert shape(region) == [(0, 8, "lo")], "the mapping is lo"
         assert counted == 8, "VmLck grows by its length"
         assert present == 8, "every page is resident"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert shape(region) == [(0, 8, "")], "munlock takes the lock off"
         assert status.vmlck_pages() == before, "VmLck is back where it was"
 
@@ -42,7 +44,7 @@ def test_map_locked_rounds_its_length_up(length, pages):
     """mmap(MAP_LOCKED) of any length locks the whole pages it maps."""
     with mapping("private", 6) as region:
         before = status.vmlck_pages()
-        libc.mmap(region.at(1), length, libc.PROT_RW, LOCKED | libc.MAP_FIXED)
+        syscalls.mmap(region.at(1), length, syscalls.PROT_RW, LOCKED | syscalls.MAP_FIXED)
         counted = status.vmlck_pages() - before
         assert shape(region) == [(0, 1, ""), (1, 1 + pages, "lo"), (1 + pages, 6, "")], (
             "the new pages are lo, their neighbours are not"
@@ -57,18 +59,24 @@ def test_map_locked_argument_errors_lock_nothing():
     """mmap(MAP_LOCKED) with arguments that no mmap takes fails as any mmap does, and counts
     nothing."""
     before = status.vmlck_pages()
-    file_locked = libc.MAP_PRIVATE | libc.MAP_LOCKED
+    file_locked = syscalls.MAP_PRIVATE | syscalls.MAP_LOCKED
     with mapping("memfd-shared", 2) as region:
         seen = {
-            "length 0": libc.outcome(libc.mmap, 0, 0, libc.PROT_RW, LOCKED),
-            "length SIZE_MAX": libc.outcome(libc.mmap, 0, libc.SIZE_MAX, libc.PROT_RW, LOCKED),
-            "length −P": libc.outcome(libc.mmap, 0, libc.SIZE_MAX - PAGE, libc.PROT_RW, LOCKED),
-            "no descriptor": libc.outcome(libc.mmap, 0, PAGE, libc.PROT_RW, file_locked, -1),
-            "odd offset": libc.outcome(
-                libc.mmap, 0, PAGE, libc.PROT_RW, file_locked, region.fd, PAGE // 2
+            "length 0": syscalls.outcome(syscalls.mmap, 0, 0, syscalls.PROT_RW, LOCKED),
+            "length SIZE_MAX": syscalls.outcome(
+                syscalls.mmap, 0, syscalls.SIZE_MAX, syscalls.PROT_RW, LOCKED
             ),
-            "fixed, odd address": libc.outcome(
-                libc.mmap, region.addr + 1, PAGE, libc.PROT_RW, LOCKED | libc.MAP_FIXED
+            "length −P": syscalls.outcome(
+                syscalls.mmap, 0, syscalls.SIZE_MAX - PAGE, syscalls.PROT_RW, LOCKED
+            ),
+            "no descriptor": syscalls.outcome(
+                syscalls.mmap, 0, PAGE, syscalls.PROT_RW, file_locked, -1
+            ),
+            "odd offset": syscalls.outcome(
+                syscalls.mmap, 0, PAGE, syscalls.PROT_RW, file_locked, region.fd, PAGE // 2
+            ),
+            "fixed, odd address": syscalls.outcome(
+                syscalls.mmap, region.addr + 1, PAGE, syscalls.PROT_RW, LOCKED | syscalls.MAP_FIXED
             ),
         }
         assert seen == {
@@ -91,13 +99,13 @@ def test_refused_map_locked_leaves_what_was_there(limit, error):
     with mapping("private", 8) as region:
         region.touch()
         pfns = pagemap.present(region.addr, 8)
-        contents = region.peek()
-        with privilege.limited(limit):
-            seen = libc.outcome(
-                libc.mmap, region.addr, 5 * PAGE, libc.PROT_RW, LOCKED | libc.MAP_FIXED
+        contents = region.first_bytes()
+        with rlimits.unprivileged_with_limit(limit):
+            seen = syscalls.outcome(
+                syscalls.mmap, region.addr, 5 * PAGE, syscalls.PROT_RW, LOCKED | syscalls.MAP_FIXED
             )
         assert seen == error, "EPERM at a limit of 0 bytes, EAGAIN beyond any other"
         assert shape(region) == [(0, 8, "")], "nothing is locked"
         assert pagemap.present(region.addr, 8) == pfns, "the old pages are still there"
-        assert region.peek() == contents, "with their contents"
+        assert region.first_bytes() == contents, "with their contents"
         assert status.vmlck_pages() == 0, "VmLck stays 0"

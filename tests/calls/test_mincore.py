@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """mincore's own contract: arguments, rounding, the vector, and holes.
 
 What it says of locked, file-backed and swapped memory belongs to residency.
@@ -7,15 +8,16 @@ import ctypes
 
 import pytest
 
-from helpers import libc
-from helpers.each import each
-from helpers.libc import PAGE, PROT_NONE, PROT_READ
-from helpers.memory import hole, mapping
+from helpers import syscalls
+from helpers.memory import mapping
+from helpers.memory.layouts import unmap_pages
 from helpers.observe import maps
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE, PROT_NONE, PROT_READ
 
 pytestmark = [pytest.mark.needs("mincore"), pytest.mark.source("mincore(2)")]
 
-BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 UNTOUCHED = 0xEE
 """A byte that mincore never writes."""
 TOUCHED = [1, 0, 0, 1, 1, 0, 1, 0]
@@ -33,7 +35,7 @@ def vector(entries, spare=4):
 def ask(calls, addr, length, vec):
     """Outcome of mincore into ``vec`` (an array, or an address)."""
     where = vec if isinstance(vec, int) else ctypes.addressof(vec)
-    return libc.outcome(calls.mincore, addr, length, where)
+    return syscalls.outcome(calls.mincore, addr, length, where)
 
 
 def touch(region):
@@ -64,7 +66,7 @@ def test_mincore_of_part_of_a_mapping_begins_at_its_address():
         for first in range(8):
             for pages in range(1, 9 - first):
                 vec = vector(pages, 1)
-                libc.mincore(region.at(first), pages * PAGE, vec)
+                syscalls.mincore(region.at(first), pages * PAGE, vec)
                 seen[first, pages] = list(vec)
         wanted = {(f, n): [*TOUCHED[f : f + n], UNTOUCHED] for f, n in seen}
         assert seen == wanted, "each part reads as that part of the whole"
@@ -80,7 +82,7 @@ def test_mincore_length_rounds_up(length, entries):
     with mapping("private", 4) as region:
         region.touch()
         vec = vector(entries)
-        seen = ask(libc.RAW, region.addr, length, vec)
+        seen = ask(syscalls.RAW, region.addr, length, vec)
         assert seen == "ok", "the range is mapped"
         assert list(vec) == [1] * entries + [UNTOUCHED] * 4, "one byte for each page begun"
 
@@ -89,7 +91,7 @@ def test_mincore_length_rounds_up(length, entries):
 def test_mincore_zero_length_is_noop(calls):
     """Length 0 succeeds and writes nothing, whatever address and vector."""
     with mapping("private", 2) as region:
-        hole(region, 1)
+        unmap_pages(region, 1)
         vec = vector(1)
         seen = {
             "mapped": ask(calls, region.addr, 0, vec),
@@ -107,7 +109,7 @@ def test_mincore_unaligned_address_gives_einval(calls):
     """An address inside a page gives EINVAL before anything else is looked at."""
     with mapping("private", 4) as region:
         region.touch()
-        hole(region, 3)
+        unmap_pages(region, 3)
         vec = vector(2)
         seen = {
             "offset 1": ask(calls, region.addr + 1, PAGE, vec),
@@ -116,7 +118,7 @@ def test_mincore_unaligned_address_gives_einval(calls):
             "length 0": ask(calls, region.addr + 1, 0, vec),
             "unmapped": ask(calls, region.at(3) + 1, 8, vec),
             "bad vector": ask(calls, region.addr + 1, PAGE, 0),
-            "length −1": ask(calls, region.addr + 1, libc.SIZE_MAX, vec),
+            "length −1": ask(calls, region.addr + 1, syscalls.SIZE_MAX, vec),
         }
         assert seen == dict.fromkeys(seen, "EINVAL"), "the address is not a multiple of the page"
         assert list(vec) == [UNTOUCHED] * 6, "the vector is untouched"
@@ -127,15 +129,15 @@ def test_mincore_bad_vector_gives_efault(calls):
     """A vector that is NULL, unmapped, read-only, inaccessible or the kernel's gives EFAULT."""
     with mapping("private", 2) as region, mapping("private", 4) as store:
         region.touch()
-        libc.mprotect(store.at(1), PAGE, PROT_READ)
-        libc.mprotect(store.at(2), PAGE, PROT_NONE)
-        hole(store, 3)
+        syscalls.mprotect(store.at(1), PAGE, PROT_READ)
+        syscalls.mprotect(store.at(2), PAGE, PROT_NONE)
+        unmap_pages(store, 3)
         seen = {
             "NULL": ask(calls, region.addr, region.size, 0),
             "read-only": ask(calls, region.addr, region.size, store.at(1)),
             "inaccessible": ask(calls, region.addr, region.size, store.at(2)),
             "unmapped": ask(calls, region.addr, region.size, store.at(3)),
-            "last page": ask(calls, region.addr, region.size, libc.ULONG_MAX & -PAGE),
+            "last page": ask(calls, region.addr, region.size, syscalls.ULONG_MAX & -PAGE),
             "second byte read-only": ask(calls, region.addr, region.size, store.at(1) - 1),
             "one page, good vector": ask(calls, region.addr, PAGE, store.at(1) - 1),
         }
@@ -153,9 +155,9 @@ def test_mincore_over_hole_gives_enomem(where):
     those behind it never are."""
     with mapping("private", 8) as region:
         touch(region)
-        hole(region, where)
+        unmap_pages(region, where)
         vec = vector(8)
-        seen = ask(libc.RAW, region.addr, region.size, vec)
+        seen = ask(syscalls.RAW, region.addr, region.size, vec)
         assert seen == "ENOMEM", "a page of the range is not mapped"
         assert list(vec) == TOUCHED[:where] + [UNTOUCHED] * (12 - where), (
             "bytes for the pages before the hole only"
@@ -168,7 +170,7 @@ def test_mincore_last_byte_in_a_hole_gives_enomem(calls):
     begins behind it is fine."""
     with mapping("private", 6) as region:
         region.touch()
-        hole(region, 3)
+        unmap_pages(region, 3)
         vec = vector(4)
         seen = {
             "into the hole": ask(calls, region.at(1), 2 * PAGE + 1, vec),
@@ -187,8 +189,8 @@ def test_mincore_last_byte_in_a_hole_gives_enomem(calls):
 def test_mincore_hole_is_reported_before_a_bad_vector():
     """A range that begins in a hole gives ENOMEM even if the vector is bad as well."""
     with mapping("private", 2) as region:
-        hole(region, 1)
-        seen = [ask(libc.RAW, region.at(1), PAGE, bad) for bad in (0, region.at(1))]
+        unmap_pages(region, 1)
+        seen = [ask(syscalls.RAW, region.at(1), PAGE, bad) for bad in (0, region.at(1))]
         assert seen == ["ENOMEM", "ENOMEM"], "the range is looked at first"
 
 
@@ -200,11 +202,11 @@ def test_mincore_past_the_address_space_gives_enomem(calls):
         region.touch()
         vec = vector(4)
         seen = {
-            "length −1": ask(calls, region.addr, libc.SIZE_MAX, vec),
-            "length −P": ask(calls, region.addr, libc.SIZE_MAX - PAGE + 1, vec),
-            "up to address 0": ask(calls, region.addr, libc.ULONG_MAX - region.addr + 1, vec),
-            "last page": ask(calls, libc.ULONG_MAX & -PAGE, PAGE, vec),
-            "NULL, length −1": ask(calls, 0, libc.SIZE_MAX, vec),
+            "length −1": ask(calls, region.addr, syscalls.SIZE_MAX, vec),
+            "length −P": ask(calls, region.addr, syscalls.SIZE_MAX - PAGE + 1, vec),
+            "up to address 0": ask(calls, region.addr, syscalls.ULONG_MAX - region.addr + 1, vec),
+            "last page": ask(calls, syscalls.ULONG_MAX & -PAGE, PAGE, vec),
+            "NULL, length −1": ask(calls, 0, syscalls.SIZE_MAX, vec),
         }
         if not maps.vmas(high=PAGE):  # the personality MMAP_PAGE_ZERO maps it
             seen["NULL page"] = ask(calls, 0, PAGE, vec)
@@ -217,11 +219,11 @@ def test_mincore_crosses_mappings_of_every_protection():
     the next."""
     with mapping("private", 8) as region:
         touch(region)
-        libc.mprotect(region.at(2), 2 * PAGE, PROT_READ)
-        libc.mprotect(region.at(4), PAGE, PROT_NONE)
-        libc.mprotect(region.at(5), PAGE, libc.PROT_WRITE)
+        syscalls.mprotect(region.at(2), 2 * PAGE, PROT_READ)
+        syscalls.mprotect(region.at(4), PAGE, PROT_NONE)
+        syscalls.mprotect(region.at(5), PAGE, syscalls.PROT_WRITE)
         vec = vector(8)
-        seen = ask(libc.RAW, region.addr, region.size, vec)
+        seen = ask(syscalls.RAW, region.addr, region.size, vec)
         assert seen == "ok", "no permission is needed"
         assert list(vec) == TOUCHED + [UNTOUCHED] * 4, "the pattern, across five mappings"
 
@@ -229,9 +231,9 @@ def test_mincore_crosses_mappings_of_every_protection():
 def test_mincore_counts_a_page_that_was_only_read():
     """A page that was read but never written, and so shows zeros, is in memory."""
     with mapping("private", 3) as region:
-        libc.read(region.at(1), 1)
+        syscalls.load(region.at(1), 1)
         vec = vector(3, 1)
-        seen = ask(libc.RAW, region.addr, region.size, vec)
+        seen = ask(syscalls.RAW, region.addr, region.size, vec)
         assert seen == "ok", "the range is mapped"
         assert list(vec) == [0, 1, 0, UNTOUCHED], "the page that was read is mapped to memory"
 
@@ -243,7 +245,7 @@ CHUNK = PAGE
 def large(pages):
     """Address of a mapping that costs nothing however large it is: read-only memory is not
     accounted, and reading it maps the zero page."""
-    return libc.mmap(0, pages * PAGE, PROT_READ)
+    return syscalls.mmap(0, pages * PAGE, PROT_READ)
 
 
 def test_mincore_vector_longer_than_a_page():
@@ -252,9 +254,9 @@ def test_mincore_vector_longer_than_a_page():
     start = large(pages)
     wanted = [0, CHUNK - 1, CHUNK + 1, 2 * CHUNK - 1, 2 * CHUNK + 2]
     for page in wanted:
-        libc.read(start + page * PAGE, 1)
+        syscalls.load(start + page * PAGE, 1)
     vec = vector(pages)
-    seen = ask(libc.RAW, start, pages * PAGE, vec)
+    seen = ask(syscalls.RAW, start, pages * PAGE, vec)
     assert seen == "ok", "the range is mapped"
     resident = [page for page, byte in enumerate(vec) if byte == 1]
     absent = bytes(vec).count(0)
@@ -268,12 +270,14 @@ def test_mincore_vector_that_ends_too_early_gives_efault():
     then."""
     pages = CHUNK + 2
     start = large(pages)
-    libc.read(start + PAGE, 1)
+    syscalls.load(start + PAGE, 1)
     with mapping("private", 2) as store:
         store.write(UNTOUCHED)
-        libc.mprotect(store.at(1), PAGE, PROT_READ)
-        seen = ask(libc.RAW, start, pages * PAGE, store.addr)
-        filled = libc.read(store.addr, PAGE)
+        syscalls.mprotect(store.at(1), PAGE, PROT_READ)
+        seen = ask(syscalls.RAW, start, pages * PAGE, store.addr)
+        filled = syscalls.load(store.addr, PAGE)
         assert seen == "EFAULT", "the last two bytes have no place"
         assert [n for n, byte in enumerate(filled) if byte] == [1], "the first page is right"
-        assert libc.read(store.at(1), 4) == bytes([UNTOUCHED] * 4), "read-only memory is as before"
+        assert syscalls.load(store.at(1), 4) == bytes([UNTOUCHED] * 4), (
+            "read-only memory is as before"
+        )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """mlockall(MCL_CURRENT): everything that is mapped, and nothing else."""
 
 import os
@@ -5,10 +6,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from helpers import libc, memory
-from helpers.libc import MCL_CURRENT, MCL_ONFAULT, PAGE
+from helpers import memory, syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
+from helpers.syscalls import MCL_CURRENT, MCL_ONFAULT, PAGE
 
 pytestmark = [
     pytest.mark.needs("smaps-flags", "lock-all"),
@@ -19,18 +20,18 @@ pytestmark = [
 PAGES = 4
 # kind of memory, protection: resident pages of an untouched mapping after mlockall(MCL_CURRENT)
 MAPPED = {
-    ("private", libc.PROT_RW): PAGES,
-    ("private", libc.PROT_READ): PAGES,
-    ("private", libc.PROT_WRITE): PAGES,
-    ("private", libc.PROT_NONE): 0,
-    ("shared", libc.PROT_RW): PAGES,
-    ("shared", libc.PROT_NONE): 0,
-    ("memfd-private", libc.PROT_RW): PAGES,
-    ("memfd-private", libc.PROT_READ): PAGES,
-    ("memfd-shared", libc.PROT_RW): PAGES,
-    ("memfd-shared", libc.PROT_WRITE): PAGES,
-    ("file-private", libc.PROT_RW): PAGES,
-    ("file-shared", libc.PROT_READ): PAGES,
+    ("private", syscalls.PROT_RW): PAGES,
+    ("private", syscalls.PROT_READ): PAGES,
+    ("private", syscalls.PROT_WRITE): PAGES,
+    ("private", syscalls.PROT_NONE): 0,
+    ("shared", syscalls.PROT_RW): PAGES,
+    ("shared", syscalls.PROT_NONE): 0,
+    ("memfd-private", syscalls.PROT_RW): PAGES,
+    ("memfd-private", syscalls.PROT_READ): PAGES,
+    ("memfd-shared", syscalls.PROT_RW): PAGES,
+    ("memfd-shared", syscalls.PROT_WRITE): PAGES,
+    ("file-private", syscalls.PROT_RW): PAGES,
+    ("file-shared", syscalls.PROT_READ): PAGES,
 }
 SPECIAL = {"io", "pf", "de", "mm", "ht", "dp"}
 """VmFlags of mappings that mlock_fixup() leaves out: VM_SPECIAL, hugetlb, droppable."""
@@ -70,10 +71,10 @@ def test_mlockall_current_locks_every_kind_of_mapping(flags):
     with ExitStack() as stack:
         made = {what: stack.enter_context(mapping(what[0], PAGES, prot=what[1])) for what in MAPPED}
         before = {what: pagemap.present_count(r.addr, PAGES) for what, r in made.items()}
-        libc.mlockall(flags)
+        syscalls.mlockall(flags)
         locks = locks_of(made)
         after = {what: pagemap.present_count(r.addr, PAGES) for what, r in made.items()}
-        libc.munlockall()
+        syscalls.munlockall()
         left = locks_of(made)
         lock = "lo" if full else "lo lf"
         assert before == dict.fromkeys(MAPPED, 0), "nothing is resident before"
@@ -92,12 +93,12 @@ def test_mlockall_current_locks_all_but_special_mappings(flags):
     counts = bytearray(1 << 14)
     for path, buffer in (("/proc/self/smaps", old), ("/proc/self/status", counts)):
         fill(path, buffer)
-    libc.munlockall()  # all of this once before, so that the stack has its full depth
+    syscalls.munlockall()  # all of this once before, so that the stack has its full depth
     old_end = fill("/proc/self/smaps", old)
-    libc.mlockall(flags)
+    syscalls.mlockall(flags)
     counts_end = fill("/proc/self/status", counts)
     new_end = fill("/proc/self/smaps", new)
-    libc.munlockall()
+    syscalls.munlockall()
     before = maps.parse_smaps(old[:old_end].decode())
     after = maps.parse_smaps(new[:new_end].decode())
     lines = counts[:counts_end].decode().splitlines()
@@ -123,7 +124,7 @@ def test_mlockall_current_locks_all_but_special_mappings(flags):
 def test_mlockall_current_leaves_later_mappings_alone():
     """A mapping made after mlockall(MCL_CURRENT) is neither locked nor populated."""
     with mapping("private", PAGES) as old:
-        libc.mlockall(MCL_CURRENT | MCL_ONFAULT)
+        syscalls.mlockall(MCL_CURRENT | MCL_ONFAULT)
         with mapping("private", PAGES) as later, mapping("shared", PAGES) as shared:
             assert shape(old) == [(0, PAGES, "lo lf")], "what was mapped is locked"
             assert shape(later) == [(0, PAGES, "")], "private memory mapped later is not"
@@ -139,11 +140,11 @@ def test_mlockall_hides_population_failure():
     with (
         mapping("private", 6) as region,
         mapping("memfd-shared", 4, fd=fd) as short,
-        mapping("memfd-shared", 2, fd=empty, prot=libc.PROT_READ) as past,
+        mapping("memfd-shared", 2, fd=empty, prot=syscalls.PROT_READ) as past,
     ):
-        libc.mprotect(region.at(2), 2 * PAGE, libc.PROT_NONE)
-        seen = libc.outcome(libc.mlockall, MCL_CURRENT)
-        by_mlock = [libc.outcome(libc.mlock, r.addr, r.size) for r in (region, short, past)]
+        syscalls.mprotect(region.at(2), 2 * PAGE, syscalls.PROT_NONE)
+        seen = syscalls.outcome(syscalls.mlockall, MCL_CURRENT)
+        by_mlock = [syscalls.outcome(syscalls.mlock, r.addr, r.size) for r in (region, short, past)]
         locks = [shape(r) for r in (region, short, past)]
         assert seen == "ok", "failed population is not reported"
         assert locks == [[(0, 6, "lo")], [(0, 4, "lo")], [(0, 2, "lo")]], "all of it is lo"
@@ -163,10 +164,10 @@ def test_mlockall_current_converts_earlier_locks():
     """mlockall(MCL_CURRENT) turns locks on fault into full ones and populates them; with
     MCL_ONFAULT it turns full ones into locks on fault and keeps what is resident."""
     with mapping("private", PAGES) as region:
-        libc.mlock2(region.addr, 2 * PAGE, libc.MLOCK_ONFAULT)
-        libc.mlockall(MCL_CURRENT)
+        syscalls.mlock2(region.addr, 2 * PAGE, syscalls.MLOCK_ONFAULT)
+        syscalls.mlockall(MCL_CURRENT)
         full, resident = shape(region), pagemap.present_count(region.addr, PAGES)
-        libc.mlockall(MCL_CURRENT | MCL_ONFAULT)
+        syscalls.mlockall(MCL_CURRENT | MCL_ONFAULT)
         assert full == [(0, PAGES, "lo")], "lf is gone"
         assert resident == PAGES, "the whole mapping is populated"
         assert shape(region) == [(0, PAGES, "lo lf")], "lf is back"
@@ -176,9 +177,9 @@ def test_mlockall_current_converts_earlier_locks():
 def test_munlock_of_part_after_mlockall():
     """After mlockall(MCL_CURRENT) munlock takes the lock off any part of any mapping."""
     with mapping("private", 6) as region:
-        libc.mlockall(MCL_CURRENT | MCL_ONFAULT)
+        syscalls.mlockall(MCL_CURRENT | MCL_ONFAULT)
         before = status.vmlck_pages()
-        libc.munlock(region.at(2), 2 * PAGE)
+        syscalls.munlock(region.at(2), 2 * PAGE)
         taken = before - status.vmlck_pages()
         assert shape(region) == [(0, 2, "lo lf"), (2, 4, ""), (4, 6, "lo lf")], "two pages unlocked"
         assert taken == 2, "VmLck falls by two pages"

@@ -1,13 +1,15 @@
+# SPDX-License-Identifier: MIT
 """mlockall(MCL_FUTURE): everything that is mapped later, until it is cancelled."""
 
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from helpers import libc, privilege
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
-from helpers.memory import KINDS, mapping
+from helpers import syscalls
+from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, pagemap
+from helpers.processes import rlimits
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
     pytest.mark.needs("smaps-flags", "lock-all"),
@@ -26,11 +28,11 @@ def shape(region):
 def locked_later(flags):
     """The block runs under mlockall(flags). The interpreter's own growth is locked as well, so
     cases look at their own mappings."""
-    libc.mlockall(flags)
+    syscalls.mlockall(flags)
     try:
         yield
     finally:
-        libc.munlockall()
+        syscalls.munlockall()
 
 
 @pytest.mark.parametrize("flags", [MCL_FUTURE, MCL_FUTURE | MCL_ONFAULT], ids=["full", "onfault"])
@@ -40,9 +42,9 @@ def test_mlockall_future_locks_every_kind_of_new_mapping(flags):
     full = not flags & MCL_ONFAULT
     lock = "lo" if full else "lo lf"
     with locked_later(flags), ExitStack() as stack:
-        made = {kind: stack.enter_context(mapping(kind, PAGES)) for kind in KINDS}
-        made["PROT_READ"] = stack.enter_context(mapping("private", PAGES, prot=libc.PROT_READ))
-        made["PROT_NONE"] = stack.enter_context(mapping("private", PAGES, prot=libc.PROT_NONE))
+        made = {kind: stack.enter_context(mapping(kind, PAGES)) for kind in MAPPING_KINDS}
+        made["PROT_READ"] = stack.enter_context(mapping("private", PAGES, prot=syscalls.PROT_READ))
+        made["PROT_NONE"] = stack.enter_context(mapping("private", PAGES, prot=syscalls.PROT_NONE))
         locks = {name: shape(r)[0][2] for name, r in made.items()}
         resident = {name: pagemap.present_count(r.addr, PAGES) for name, r in made.items()}
     assert locks == dict.fromkeys(made, lock), "every new mapping is locked"
@@ -54,8 +56,8 @@ def test_mlockall_future_locks_every_kind_of_new_mapping(flags):
 def test_mlockall_future_leaves_existing_mappings_alone(flags):
     """mlockall(MCL_FUTURE) neither locks nor populates nor unlocks what is mapped already."""
     with mapping("private", 3 * PAGES) as region:
-        libc.mlock(region.at(PAGES), PAGES * PAGE)
-        libc.mlock2(region.at(2 * PAGES), PAGES * PAGE, libc.MLOCK_ONFAULT)
+        syscalls.mlock(region.at(PAGES), PAGES * PAGE)
+        syscalls.mlock2(region.at(2 * PAGES), PAGES * PAGE, syscalls.MLOCK_ONFAULT)
         with locked_later(flags):
             layout = shape(region)
             resident = pagemap.present_count(region.addr, region.pages)
@@ -65,7 +67,7 @@ def test_mlockall_future_leaves_existing_mappings_alone(flags):
 
 @pytest.mark.parametrize(
     "extra",
-    [libc.MAP_LOCKED, libc.MAP_POPULATE, libc.MAP_LOCKED | libc.MAP_POPULATE],
+    [syscalls.MAP_LOCKED, syscalls.MAP_POPULATE, syscalls.MAP_LOCKED | syscalls.MAP_POPULATE],
     ids=["MAP_LOCKED", "MAP_POPULATE", "both"],
 )
 def test_future_onfault_outweighs_prefault_flags_of_mmap(extra):
@@ -88,9 +90,9 @@ def test_mlockall_future_reaches_a_mapping_placed_over_another():
     with mapping("private", 6) as region:
         region.touch()
         with locked_later(MCL_FUTURE):
-            libc.mmap(
-                region.at(2), 2 * PAGE, libc.PROT_RW,
-                libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED,
+            syscalls.mmap(
+                region.at(2), 2 * PAGE, syscalls.PROT_RW,
+                syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED,
             )  # fmt: skip
             layout = shape(region)
             resident = pagemap.present_count(region.at(2), 2)
@@ -105,11 +107,11 @@ def test_munlock_leaves_future_in_force(flags):
     lock = "lo lf" if flags & MCL_ONFAULT else "lo"
     with locked_later(flags):
         with mapping("private", PAGES) as first:
-            libc.munlock(first.addr, first.size)
+            syscalls.munlock(first.addr, first.size)
             unlocked = shape(first)
-            libc.mlock(first.addr, first.size)
-            libc.mlock2(first.addr, first.size, libc.MLOCK_ONFAULT)
-            libc.munlock(first.addr, first.size)
+            syscalls.mlock(first.addr, first.size)
+            syscalls.mlock2(first.addr, first.size, syscalls.MLOCK_ONFAULT)
+            syscalls.munlock(first.addr, first.size)
             with mapping("private", PAGES) as second:
                 layout = shape(second)
     assert unlocked == [(0, PAGES, "")], "munlock unlocks the mapping"
@@ -119,10 +121,10 @@ def test_munlock_leaves_future_in_force(flags):
 @pytest.mark.claim("W8")
 def test_munlockall_cancels_future():
     """munlockall unlocks what MCL_FUTURE locked, and later mappings are not locked."""
-    libc.mlockall(MCL_FUTURE)
+    syscalls.mlockall(MCL_FUTURE)
     with mapping("private", PAGES) as first:
         locked = shape(first)
-        libc.munlockall()
+        syscalls.munlockall()
         unlocked = shape(first)
         with mapping("private", PAGES) as second, mapping("shared", PAGES) as shared:
             assert locked == [(0, PAGES, "lo")], "MCL_FUTURE was in force"
@@ -135,18 +137,20 @@ def test_munlockall_cancels_future():
 def refusals():
     """Every way in which mlockall fails, as this process is: name → outcome."""
     seen = {
-        "0": libc.outcome(libc.mlockall, 0),
-        "ONFAULT": libc.outcome(libc.mlockall, MCL_ONFAULT),
-        "unknown": libc.outcome(libc.mlockall, 1 << 20),
-        "unknown|CURRENT": libc.outcome(libc.mlockall, 1 << 20 | MCL_CURRENT),
-        "unknown|FUTURE": libc.outcome(libc.mlockall, 1 << 20 | MCL_FUTURE | MCL_ONFAULT),
+        "0": syscalls.outcome(syscalls.mlockall, 0),
+        "ONFAULT": syscalls.outcome(syscalls.mlockall, MCL_ONFAULT),
+        "unknown": syscalls.outcome(syscalls.mlockall, 1 << 20),
+        "unknown|CURRENT": syscalls.outcome(syscalls.mlockall, 1 << 20 | MCL_CURRENT),
+        "unknown|FUTURE": syscalls.outcome(syscalls.mlockall, 1 << 20 | MCL_FUTURE | MCL_ONFAULT),
     }
-    with privilege.limited(PAGE):
-        seen["over the limit"] = libc.outcome(libc.mlockall, MCL_CURRENT)
-        seen["over the limit, FUTURE"] = libc.outcome(libc.mlockall, MCL_CURRENT | MCL_FUTURE)
-    with privilege.limited(0):
-        seen["no right"] = libc.outcome(libc.mlockall, MCL_CURRENT)
-        seen["no right, FUTURE"] = libc.outcome(libc.mlockall, MCL_FUTURE)
+    with rlimits.unprivileged_with_limit(PAGE):
+        seen["over the limit"] = syscalls.outcome(syscalls.mlockall, MCL_CURRENT)
+        seen["over the limit, FUTURE"] = syscalls.outcome(
+            syscalls.mlockall, MCL_CURRENT | MCL_FUTURE
+        )
+    with rlimits.unprivileged_with_limit(0):
+        seen["no right"] = syscalls.outcome(syscalls.mlockall, MCL_CURRENT)
+        seen["no right, FUTURE"] = syscalls.outcome(syscalls.mlockall, MCL_FUTURE)
     return seen
 
 
@@ -173,14 +177,14 @@ def test_failed_mlockall_changes_nothing(flags):
     lock = {0: "", MCL_FUTURE: "lo"}.get(flags, "lo lf")
     refusals()  # so that under MCL_FUTURE and a limit of a page nothing new is to be allocated
     with mapping("private", 2 * PAGES) as old:
-        libc.mlock(old.at(PAGES), PAGES * PAGE)
+        syscalls.mlock(old.at(PAGES), PAGES * PAGE)
         if flags:
-            libc.mlockall(flags)
+            syscalls.mlockall(flags)
         seen = refusals()
         existing = shape(old)
         with mapping("private", PAGES) as later:
             layout = shape(later)
-        libc.munlockall()
+        syscalls.munlockall()
     assert seen == REFUSED, "each call is refused"
     assert existing == [(0, PAGES, ""), (PAGES, 2 * PAGES, "lo")], "existing locks are as before"
     assert layout == [(0, PAGES, lock)], "the next mapping is locked as before the failed calls"
@@ -190,7 +194,7 @@ def test_failed_mlockall_changes_nothing(flags):
 def test_mlockall_future_does_not_count_what_is_mapped():
     """mlockall(MCL_FUTURE) alone succeeds however much is mapped already: the limit is asked
     for each new mapping."""
-    with privilege.limited(PAGE):
-        seen = libc.outcome(libc.mlockall, MCL_FUTURE)
-        libc.munlockall()
+    with rlimits.unprivileged_with_limit(PAGE):
+        seen = syscalls.outcome(syscalls.mlockall, MCL_FUTURE)
+        syscalls.munlockall()
     assert seen == "ok", "a limit of one page is enough for the call itself"

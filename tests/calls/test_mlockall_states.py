@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What mlockall and munlockall make of each other: every call after every other.
 
 A process has two states: how each mapping is locked, and how the next one will be. Each
@@ -8,10 +9,10 @@ from itertools import pairwise
 
 import pytest
 
-from helpers import libc
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
+from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
     pytest.mark.needs("smaps-flags", "lock-all"),
@@ -33,19 +34,19 @@ SLOT = 4
 PAGES = SLOT - 1
 
 
-def call(flags, calls=libc.RAW):
+def call(flags, calls=syscalls.RAW):
     """mlockall(flags), or munlockall() for 0."""
     return calls.mlockall(flags) if flags else calls.munlockall()
 
 
 def place(area, slot):
     """A new mapping in a slot of the area, its first page written."""
-    addr = libc.mmap(
-        area.at(slot * SLOT), PAGES * PAGE, libc.PROT_RW,
-        libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED,
+    addr = syscalls.mmap(
+        area.at(slot * SLOT), PAGES * PAGE, syscalls.PROT_RW,
+        syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED,
     )  # fmt: skip
     present = pagemap.present_count(addr, PAGES)
-    libc.fill(addr, 1, 1)
+    syscalls.memset(addr, 1, 1)
     return present
 
 
@@ -100,7 +101,7 @@ def test_every_call_after_every_other():
     locked: MCL_FUTURE and MCL_ONFAULT of the call before are forgotten."""
     steps = tour()
     seen, wanted = {}, {}
-    with mapping("private", 3 * SLOT, prot=libc.PROT_NONE) as area:
+    with mapping("private", 3 * SLOT, prot=syscalls.PROT_NONE) as area:
         try:
             place(area, 0)
             place(area, 1)
@@ -116,7 +117,7 @@ def test_every_call_after_every_other():
                 seen[step] = (*state(area, (0, last, newest)), populated)
                 older = made(flags)
         finally:
-            libc.munlockall()
+            syscalls.munlockall()
     assert len(seen) == len(CALLS) ** 2 + 1, "every ordered pair of calls, and the first call"
     assert seen == wanted, (
         "(lock, resident pages) of the oldest mapping, the one made before the call, the one "
@@ -124,13 +125,13 @@ def test_every_call_after_every_other():
     )
 
 
-@pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+@pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 def test_mlockall_accepts_each_valid_flag_set(calls):
     """mlockall returns 0 for each of the six valid sets of flags, munlockall after it as
     well."""
     results = {}
     for name, flags in CALLS.items():
         results[name] = call(flags, calls)
-        libc.munlockall()
+        syscalls.munlockall()
     assert results == dict.fromkeys(CALLS, 0), "the call returns exactly 0"
     assert status.vmlck_pages() == 0, "VmLck is 0 after munlockall"

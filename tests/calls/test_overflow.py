@@ -1,25 +1,27 @@
+# SPDX-License-Identifier: MIT
 """Ranges that overflow, or lie where user memory never is."""
 
 import pytest
 
-from helpers import libc, privilege
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, status
+from helpers.processes import credentials, rlimits
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:8"), pytest.mark.source("mlock(2) ERRORS")]
 
-DOORS = [libc.RAW, libc.GLIBC]
+DOORS = [syscalls.RAW, syscalls.GLIBC]
 LOCKS = {
     "mlock": ("mlock",),
     "mlock2": ("mlock2", 0),
-    "onfault": ("mlock2", libc.MLOCK_ONFAULT),
+    "onfault": ("mlock2", syscalls.MLOCK_ONFAULT),
 }
 MUNLOCK = ("munlock",)
 EVERY_LOCK = pytest.mark.parametrize("how", LOCKS.values(), ids=LOCKS)
 EVERY = [*LOCKS.values(), MUNLOCK]
 EVERY_CALL = pytest.mark.parametrize("how", EVERY, ids=[*LOCKS, "munlock"])
-TOP = libc.ULONG_MAX + 1
+TOP = syscalls.ULONG_MAX + 1
 """One behind the last address: TOP − n is the address or length −n."""
 
 
@@ -30,7 +32,7 @@ def issue(calls, how, addr, length):
 
 def start_state(how, region):
     """Half the region locked: shows what a failed lock, or a failed unlock, changes."""
-    libc.mlock(region.at(2), 2 * PAGE)
+    syscalls.mlock(region.at(2), 2 * PAGE)
     return [(0, 2, ""), (2, 4, "lo")]
 
 
@@ -46,7 +48,7 @@ def test_wrapping_length_gives_einval(how):
     EINVAL."""
     with mapping("private", 4) as region:
         seen = {
-            (name, calls): libc.outcome(issue, calls, how, region.addr + offset, length)
+            (name, calls): syscalls.outcome(issue, calls, how, region.addr + offset, length)
             for name, (offset, length) in WRAPPING.items()
             for calls in DOORS
         }
@@ -60,7 +62,7 @@ def test_wrapping_length_changes_nothing(how):
         shape = start_state(how, region)
         before = status.vmlck_pages()
         for offset, length in WRAPPING.values():
-            libc.outcome(issue, libc.RAW, how, region.addr + offset, length)
+            syscalls.outcome(issue, syscalls.RAW, how, region.addr + offset, length)
         assert maps.locks(region.addr, region.end, PAGE) == shape, "the same pages are lo"
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
@@ -85,7 +87,7 @@ def test_lock_of_overflowing_range_gives_einval(how):
         shape = start_state(how, region)
         before = status.vmlck_pages()
         seen = {
-            (name, calls): libc.outcome(issue, calls, how, *span)
+            (name, calls): syscalls.outcome(issue, calls, how, *span)
             for name, span in overflowing(region).items()
             for calls in DOORS
         }
@@ -100,9 +102,9 @@ def test_munlock_of_overflowing_range_gives_einval():
     with mapping("private", 4) as region:
         shape = start_state(MUNLOCK, region)
         before = status.vmlck_pages()
-        with privilege.without("CAP_IPC_LOCK"):
+        with credentials.without_capabilities("CAP_IPC_LOCK"):
             seen = {
-                (name, calls): libc.outcome(issue, calls, MUNLOCK, *span)
+                (name, calls): syscalls.outcome(issue, calls, MUNLOCK, *span)
                 for name, span in overflowing(region).items()
                 for calls in DOORS
             }
@@ -116,9 +118,9 @@ def test_munlock_of_overflowing_range_gives_einval():
 def test_limit_is_checked_before_overflow(how):
     """Without CAP_IPC_LOCK a length of nearly the whole address space is over the limit:
     ENOMEM; a page that ends at address 0 is not, and gives EINVAL."""
-    with mapping("private", 4) as region, privilege.limited(8 * PAGE):
-        too_long = libc.outcome(issue, libc.RAW, how, region.addr, TOP - PAGE)
-        one_page = libc.outcome(issue, libc.RAW, how, TOP - PAGE, 1)
+    with mapping("private", 4) as region, rlimits.unprivileged_with_limit(8 * PAGE):
+        too_long = syscalls.outcome(issue, syscalls.RAW, how, region.addr, TOP - PAGE)
+        one_page = syscalls.outcome(issue, syscalls.RAW, how, TOP - PAGE, 1)
         assert too_long == "ENOMEM", "the limit speaks first"
         assert one_page == "EINVAL", "one page is within the limit, but overflows"
         assert maps.locks(region.addr, region.end, PAGE) == [(0, 4, "")], "nothing is locked"
@@ -128,7 +130,7 @@ def outside():
     """Addresses where a process has no memory."""
     # Under the personality MMAP_PAGE_ZERO there is a page at 0, and sealed.
     found = {} if maps.vmas(high=PAGE) else {"NULL": 0}
-    if libc.WORD_BITS == 64:
+    if syscalls.WORD_BITS == 64:
         found |= {
             "page of LONG_MAX": ((1 << 63) - 1) & -PAGE,
             "first negative address": 1 << 63,
@@ -143,7 +145,7 @@ def test_range_outside_user_space_gives_enomem(how):
     """A range where no process can have memory is a range that is not mapped: ENOMEM."""
     before = status.vmlck_pages()
     seen = {
-        (name, calls): libc.outcome(issue, calls, how, addr, 8)
+        (name, calls): syscalls.outcome(issue, calls, how, addr, 8)
         for name, addr in outside().items()
         for calls in DOORS
     }
@@ -155,7 +157,7 @@ def test_vsyscall_page_gives_enomem():
     """The [vsyscall] page is listed in /proc/self/maps but belongs to no process: ENOMEM."""
     # x86_64 only, and not with vsyscall=none: elsewhere the address is simply unmapped.
     gate = next((v.start for v in maps.vmas() if v.name == "[vsyscall]"), TOP - 10 * (1 << 20))
-    seen = {how: libc.outcome(issue, libc.RAW, how, gate, PAGE) for how in EVERY}
+    seen = {how: syscalls.outcome(issue, syscalls.RAW, how, gate, PAGE) for how in EVERY}
     assert seen == dict.fromkeys(EVERY, "ENOMEM"), "not a mapping of this process"
 
 
@@ -164,7 +166,7 @@ def test_page_below_the_stack_gives_enomem():
     """A lock below the stack gives ENOMEM and does not make the stack grow, as a touch would."""
     stack = next(v for v in maps.vmas() if v.name == "[stack]")
     below = stack.start - PAGE
-    seen = {how: libc.outcome(issue, libc.RAW, how, below, PAGE) for how in EVERY}
+    seen = {how: syscalls.outcome(issue, syscalls.RAW, how, below, PAGE) for how in EVERY}
     after = next(v for v in maps.vmas() if v.name == "[stack]")
     assert seen == dict.fromkeys(EVERY, "ENOMEM"), "nothing is mapped there"
     assert after.start == stack.start, "the stack begins where it began"
@@ -183,10 +185,10 @@ def test_tagged_address(how):
             start = region.addr
             lock = "lo lf" if how == LOCKS["onfault"] else "lo"
             after = [(0, 4, "lo")] if lock == "lo" else [(0, 2, lock), (2, 4, "lo")]
-        ignored = libc.architecture() == "aarch64" or libc.WORD_BITS == 32
-        if libc.WORD_BITS == 64:  # 32 bits have no room for a tag
+        ignored = syscalls.architecture() == "aarch64" or syscalls.WORD_BITS == 32
+        if syscalls.WORD_BITS == 64:  # 32 bits have no room for a tag
             start |= 0x2A << 57
-        seen = libc.outcome(issue, libc.RAW, how, start, 2 * PAGE)
+        seen = syscalls.outcome(issue, syscalls.RAW, how, start, 2 * PAGE)
         assert seen == ("ok" if ignored else "ENOMEM"), "tags are ignored on arm64 alone"
         assert maps.locks(region.addr, region.end, PAGE) == (after if ignored else shape), (
             "the call acts where its tag is ignored, else nothing changes"

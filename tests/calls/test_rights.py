@@ -1,26 +1,29 @@
+# SPDX-License-Identifier: MIT
 """Which check comes first when there is no right to lock: flags, then rights, then the range."""
 
 import ctypes
 
 import pytest
 
-from helpers import libc, privilege
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
-from helpers.memory import hole, mapping
+from helpers import syscalls
+from helpers.memory import mapping
+from helpers.memory.layouts import unmap_pages
 from helpers.observe import maps, status
+from helpers.processes import rlimits
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
     pytest.mark.needs("lock-calls", "smaps-flags"),
     pytest.mark.source("mlock(2) ERRORS", "can_do_mlock() in mm/mlock.c"),
 ]
 
-BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
-ON_FAULT = libc.MLOCK_ONFAULT
-LOCKED = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_LOCKED
+BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
+ON_FAULT = syscalls.MLOCK_ONFAULT
+LOCKED = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_LOCKED
 
 
 def map_locked(addr, length):
-    libc.mmap(addr, length, libc.PROT_RW, LOCKED | libc.MAP_FIXED)
+    syscalls.mmap(addr, length, syscalls.PROT_RW, LOCKED | syscalls.MAP_FIXED)
 
 
 def shape(region):
@@ -32,23 +35,23 @@ def test_locking_without_right_gives_eperm(calls):
     """With a limit of 0 and without CAP_IPC_LOCK every call that locks gives EPERM, before it
     looks at the range."""
     with mapping("private", 4) as region:
-        hole(region, 3)
-        with privilege.limited(0):
+        unmap_pages(region, 3)
+        with rlimits.unprivileged_with_limit(0):
             seen = {
-                "mlock": libc.outcome(calls.mlock, region.addr, PAGE),
-                "mlock2": libc.outcome(calls.mlock2, region.addr, PAGE, 0),
-                "mlock2 on fault": libc.outcome(calls.mlock2, region.addr, PAGE, ON_FAULT),
-                "mlock, length 0": libc.outcome(calls.mlock, region.addr, 0),
-                "mlock2, length 0": libc.outcome(calls.mlock2, region.addr, 0, ON_FAULT),
-                "mlock of a hole": libc.outcome(calls.mlock, region.at(3), PAGE),
-                "mlock, wrapping": libc.outcome(calls.mlock, region.addr, libc.SIZE_MAX),
-                "mlock, overflowing": libc.outcome(calls.mlock, libc.ULONG_MAX, 1),
-                "mlockall(CURRENT)": libc.outcome(calls.mlockall, MCL_CURRENT),
-                "mlockall(FUTURE)": libc.outcome(calls.mlockall, MCL_FUTURE),
-                "mlockall(ALL)": libc.outcome(
+                "mlock": syscalls.outcome(calls.mlock, region.addr, PAGE),
+                "mlock2": syscalls.outcome(calls.mlock2, region.addr, PAGE, 0),
+                "mlock2 on fault": syscalls.outcome(calls.mlock2, region.addr, PAGE, ON_FAULT),
+                "mlock, length 0": syscalls.outcome(calls.mlock, region.addr, 0),
+                "mlock2, length 0": syscalls.outcome(calls.mlock2, region.addr, 0, ON_FAULT),
+                "mlock of a hole": syscalls.outcome(calls.mlock, region.at(3), PAGE),
+                "mlock, wrapping": syscalls.outcome(calls.mlock, region.addr, syscalls.SIZE_MAX),
+                "mlock, overflowing": syscalls.outcome(calls.mlock, syscalls.ULONG_MAX, 1),
+                "mlockall(CURRENT)": syscalls.outcome(calls.mlockall, MCL_CURRENT),
+                "mlockall(FUTURE)": syscalls.outcome(calls.mlockall, MCL_FUTURE),
+                "mlockall(ALL)": syscalls.outcome(
                     calls.mlockall, MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT
                 ),
-                "mmap(MAP_LOCKED)": libc.outcome(map_locked, region.at(1), PAGE),
+                "mmap(MAP_LOCKED)": syscalls.outcome(map_locked, region.at(1), PAGE),
             }
         assert seen == dict.fromkeys(seen, "EPERM"), "no right to lock a single page"
         assert shape(region) == [(0, 3, "")], "nothing is locked"
@@ -62,15 +65,15 @@ def test_flags_are_checked_before_rights(calls):
     """With a limit of 0 and without CAP_IPC_LOCK invalid arguments still give EINVAL, not
     EPERM."""
     with mapping("private", 2) as region:
-        with privilege.limited(0):
+        with rlimits.unprivileged_with_limit(0):
             seen = {
-                "mlock2, flag 2": libc.outcome(calls.mlock2, region.addr, PAGE, 2),
-                "mlock2, flags -1": libc.outcome(calls.mlock2, region.addr, PAGE, 0xFFFFFFFF),
-                "mlockall(0)": libc.outcome(calls.mlockall, 0),
-                "mlockall(ONFAULT)": libc.outcome(calls.mlockall, MCL_ONFAULT),
-                "mlockall(unknown)": libc.outcome(calls.mlockall, 1 << 20),
-                "mlockall(-1)": libc.outcome(calls.mlockall, 0xFFFFFFFF),
-                "mmap(MAP_LOCKED), length 0": libc.outcome(libc.mmap, 0, 0, 3, LOCKED),
+                "mlock2, flag 2": syscalls.outcome(calls.mlock2, region.addr, PAGE, 2),
+                "mlock2, flags -1": syscalls.outcome(calls.mlock2, region.addr, PAGE, 0xFFFFFFFF),
+                "mlockall(0)": syscalls.outcome(calls.mlockall, 0),
+                "mlockall(ONFAULT)": syscalls.outcome(calls.mlockall, MCL_ONFAULT),
+                "mlockall(unknown)": syscalls.outcome(calls.mlockall, 1 << 20),
+                "mlockall(-1)": syscalls.outcome(calls.mlockall, 0xFFFFFFFF),
+                "mmap(MAP_LOCKED), length 0": syscalls.outcome(syscalls.mmap, 0, 0, 3, LOCKED),
             }
         assert seen == dict.fromkeys(seen, "EINVAL"), "arguments come before rights"
 
@@ -80,15 +83,17 @@ def test_unlocking_needs_no_right(calls):
     """With a limit of 0 and without CAP_IPC_LOCK munlock and munlockall succeed, and what they
     refuse has other reasons than rights."""
     with mapping("private", 4) as region:
-        hole(region, 3)
-        with privilege.limited(0):
+        unmap_pages(region, 3)
+        with rlimits.unprivileged_with_limit(0):
             seen = {
-                "munlock": libc.outcome(calls.munlock, region.addr, PAGE),
-                "munlock, length 0": libc.outcome(calls.munlock, region.addr, 0),
-                "munlock of a hole": libc.outcome(calls.munlock, region.at(3), PAGE),
-                "munlock, overflowing": libc.outcome(calls.munlock, libc.ULONG_MAX, 1),
-                "munlockall": libc.outcome(calls.munlockall),
-                "mincore": libc.outcome(calls.mincore, region.addr, PAGE, (ctypes.c_ubyte * 1)()),
+                "munlock": syscalls.outcome(calls.munlock, region.addr, PAGE),
+                "munlock, length 0": syscalls.outcome(calls.munlock, region.addr, 0),
+                "munlock of a hole": syscalls.outcome(calls.munlock, region.at(3), PAGE),
+                "munlock, overflowing": syscalls.outcome(calls.munlock, syscalls.ULONG_MAX, 1),
+                "munlockall": syscalls.outcome(calls.munlockall),
+                "mincore": syscalls.outcome(
+                    calls.mincore, region.addr, PAGE, (ctypes.c_ubyte * 1)()
+                ),
             }
         assert seen == {
             "munlock": "ok",
@@ -107,12 +112,12 @@ def test_unlocking_without_right_works_on_real_locks(calls):
     """With a limit of 0 and without CAP_IPC_LOCK munlock takes part of a lock back and
     munlockall the rest."""
     with mapping("private", 8) as region:
-        libc.mlock(region.addr, region.size)
-        with privilege.limited(0):
-            part = libc.outcome(calls.munlock, region.at(2), 3 * PAGE)
+        syscalls.mlock(region.addr, region.size)
+        with rlimits.unprivileged_with_limit(0):
+            part = syscalls.outcome(calls.munlock, region.at(2), 3 * PAGE)
             after_part = shape(region)
             left = status.vmlck_pages()
-            rest = libc.outcome(calls.munlockall)
+            rest = syscalls.outcome(calls.munlockall)
         assert part == "ok", "munlock succeeds"
         assert after_part == [(0, 2, "lo"), (2, 5, ""), (5, 8, "lo")], "three pages unlocked"
         assert left == 5, "VmLck falls by three pages"
@@ -127,20 +132,20 @@ def test_unlocking_without_right_works_on_real_locks(calls):
 def test_ordinary_process_may_lock_within_its_limit(calls):
     """Without CAP_IPC_LOCK every call locks up to the limit, and gives ENOMEM beyond it
     (mmap: EAGAIN)."""
-    with mapping("private", 8) as region, privilege.limited(4 * PAGE):
+    with mapping("private", 8) as region, rlimits.unprivileged_with_limit(4 * PAGE):
         beyond = {
-            "mlock": libc.outcome(calls.mlock, region.addr, 5 * PAGE),
-            "mlock2": libc.outcome(calls.mlock2, region.addr, 5 * PAGE, 0),
-            "mlock2 on fault": libc.outcome(calls.mlock2, region.addr, 5 * PAGE, ON_FAULT),
-            "mlockall(CURRENT)": libc.outcome(calls.mlockall, MCL_CURRENT),
-            "mmap(MAP_LOCKED)": libc.outcome(map_locked, region.addr, 5 * PAGE),
+            "mlock": syscalls.outcome(calls.mlock, region.addr, 5 * PAGE),
+            "mlock2": syscalls.outcome(calls.mlock2, region.addr, 5 * PAGE, 0),
+            "mlock2 on fault": syscalls.outcome(calls.mlock2, region.addr, 5 * PAGE, ON_FAULT),
+            "mlockall(CURRENT)": syscalls.outcome(calls.mlockall, MCL_CURRENT),
+            "mmap(MAP_LOCKED)": syscalls.outcome(map_locked, region.addr, 5 * PAGE),
         }
         unlocked = shape(region)
         within = {
-            "mlock": libc.outcome(calls.mlock, region.addr, PAGE),
-            "mlock2": libc.outcome(calls.mlock2, region.at(1), PAGE, 0),
-            "mlock2 on fault": libc.outcome(calls.mlock2, region.at(2), PAGE, ON_FAULT),
-            "mmap(MAP_LOCKED)": libc.outcome(map_locked, region.at(3), PAGE),
+            "mlock": syscalls.outcome(calls.mlock, region.addr, PAGE),
+            "mlock2": syscalls.outcome(calls.mlock2, region.at(1), PAGE, 0),
+            "mlock2 on fault": syscalls.outcome(calls.mlock2, region.at(2), PAGE, ON_FAULT),
+            "mmap(MAP_LOCKED)": syscalls.outcome(map_locked, region.at(3), PAGE),
         }
         counted = status.vmlck_pages()
         assert beyond == {**dict.fromkeys(beyond, "ENOMEM"), "mmap(MAP_LOCKED)": "EAGAIN"}, (

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Bytes in, whole pages out: how the calls round address and length."""
 
 import ctypes
@@ -5,18 +6,18 @@ import errno
 
 import pytest
 
-from helpers import libc
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:16"), pytest.mark.source("mlock(2) NOTES")]
 
-BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 LOCKS = {
     "mlock": ("mlock",),
     "mlock2": ("mlock2", 0),
-    "onfault": ("mlock2", libc.MLOCK_ONFAULT),
+    "onfault": ("mlock2", syscalls.MLOCK_ONFAULT),
 }
 EVERY_LOCK = pytest.mark.parametrize("how", LOCKS.values(), ids=LOCKS)
 
@@ -79,7 +80,7 @@ def test_lock_rounds_outward_to_whole_pages(calls, how):
 @pytest.mark.claim("W5")
 @pytest.mark.parametrize(
     ("calls", "how"),
-    [(libc.RAW, LOCKS["mlock"]), (libc.GLIBC, LOCKS["onfault"])],
+    [(syscalls.RAW, LOCKS["mlock"]), (syscalls.GLIBC, LOCKS["onfault"])],
     ids=["syscall-lo", "libc-lf"],
 )
 def test_munlock_rounds_outward_to_whole_pages(calls, how):
@@ -101,13 +102,13 @@ def test_range_behind_the_first_page_rounds_to_its_own_pages():
     """Two bytes across a page boundary in the middle lock both pages and nothing beside them;
     unlocking two bytes across their far edges unlocks one page on each side of the edge."""
     with mapping("private", 8) as region:
-        libc.mlock(region.at(4) - 1, 2)
+        syscalls.mlock(region.at(4) - 1, 2)
         assert maps.locks(region.addr, region.end, PAGE) == [
             (0, 3, ""),
             (3, 5, "lo"),
             (5, 8, ""),
         ], "pages 3 and 4 are lo"
-        libc.munlock(region.at(5) - 1, 2)
+        syscalls.munlock(region.at(5) - 1, 2)
         assert maps.locks(region.addr, region.end, PAGE) == [
             (0, 3, ""),
             (3, 4, "lo"),
@@ -131,7 +132,7 @@ def test_any_length_locks_and_unlocks(length):
         start = region.at(1) + 24
         touched = -(-(24 + length) // PAGE)
         before = status.vmlck_pages()
-        libc.mlock(start, length)
+        syscalls.mlock(start, length)
         counted = status.vmlck_pages() - before
         assert counted == touched, "VmLck grows by the pages the range touches"
         wanted = [(0, 1, ""), (1, 1 + touched, "lo"), (1 + touched, region.pages, "")]
@@ -141,7 +142,7 @@ def test_any_length_locks_and_unlocks(length):
         assert present == [0 < page <= touched for page in range(region.pages)], (
             "those pages are resident"
         )
-        libc.munlock(start, length)
+        syscalls.munlock(start, length)
         assert status.vmlck_pages() == before, "VmLck is back where it was"
         assert maps.locks(region.addr, region.end, PAGE) == [(0, region.pages, "")], "no lo"
         assert pagemap.present(region.addr, region.pages) == present, "still resident"
@@ -154,13 +155,13 @@ def test_heap_block_locks_like_any_other_memory(length):
     start = ctypes.addressof(block)
     low, high = start & -PAGE, -(-(start + length) // PAGE) * PAGE
     before = status.vmlck_pages()
-    libc.GLIBC.mlock(start, length)
+    syscalls.GLIBC.mlock(start, length)
     counted = status.vmlck_pages() - before
     shape = maps.locks(low, high, PAGE)
     assert counted == (high - low) // PAGE, "VmLck grows by the pages the block touches"
     assert shape == [(0, (high - low) // PAGE, "lo")], "those pages are lo"
     assert all(pagemap.present(low, (high - low) // PAGE)) is True, "and resident"
-    libc.GLIBC.munlock(start, length)
+    syscalls.GLIBC.munlock(start, length)
     assert status.vmlck_pages() == before, "VmLck is back where it was"
 
 
@@ -173,12 +174,12 @@ def test_zero_length_does_nothing(how):
     """Length 0 from a page boundary succeeds and does nothing, whether the address is mapped,
     unmapped or NULL."""
     with mapping("private", 4) as region:
-        libc.mlock(region.at(1), PAGE)
-        libc.munmap(region.at(3), PAGE)
+        syscalls.mlock(region.at(1), PAGE)
+        syscalls.munmap(region.at(3), PAGE)
         before = status.vmlck_pages()
         seen = {
-            (name, calls): libc.outcome(issue, calls, how, addr, 0)
-            for calls in (libc.RAW, libc.GLIBC)
+            (name, calls): syscalls.outcome(issue, calls, how, addr, 0)
+            for calls in (syscalls.RAW, syscalls.GLIBC)
             for name, addr in (
                 ("unlocked", region.addr),
                 ("locked", region.at(1)),
@@ -201,8 +202,8 @@ def test_zero_length_inside_a_page_means_that_page(how):
     offset was added."""
     with mapping("private", 3) as region:
         if how == ANY_CALL["munlock"]:
-            libc.mlock(region.addr, region.size)
-        issue(libc.RAW, how, region.at(1) + 1, 0)
+            syscalls.mlock(region.addr, region.size)
+        issue(syscalls.RAW, how, region.at(1) + 1, 0)
         others, page = {"munlock": ("lo", ""), "onfault": ("", "lo lf")}.get(
             next(name for name, value in ANY_CALL.items() if value == how), ("", "lo")
         )
@@ -221,7 +222,7 @@ def test_success_returns_zero_and_leaves_errno_alone(calls):
         for how in (
             ("mlock", region.addr, region.size),
             ("mlock2", region.addr, region.size, 0),
-            ("mlock2", region.addr, region.size, libc.MLOCK_ONFAULT),
+            ("mlock2", region.addr, region.size, syscalls.MLOCK_ONFAULT),
             ("mincore", region.addr, region.size, ctypes.addressof(vec)),
             ("munlock", region.addr, region.size),
             ("munlockall",),

@@ -1,23 +1,24 @@
+# SPDX-License-Identifier: MIT
 """Taking locks back: locks do not stack, and unlocking what is not locked is no error."""
 
 import threading
 
 import pytest
 
-from helpers import libc
-from helpers.each import each
-from helpers.libc import MCL_CURRENT, PAGE
+from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import MCL_CURRENT, PAGE
 
 pytestmark = [
     pytest.mark.needs("smaps-flags", "lock:8"),
     pytest.mark.source("mlock(2) NOTES: memory locks do not stack"),
 ]
 
-BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 LOCK, LOCK2 = ("mlock",), ("mlock2", 0)
-ON_FAULT = ("mlock2", libc.MLOCK_ONFAULT)
+ON_FAULT = ("mlock2", syscalls.MLOCK_ONFAULT)
 
 
 def issue(calls, how, addr, length):
@@ -39,19 +40,19 @@ def shape(region):
     ],
     ids=lambda locks: "+".join("".join(map(str, how)) for how in locks),
 )
-@each("flags", [0, libc.MAP_LOCKED], ids=["mapped", "MAP_LOCKED"])
+@each("flags", [0, syscalls.MAP_LOCKED], ids=["mapped", "MAP_LOCKED"])
 def test_locks_do_not_stack(locks, flags):
     """However often and by whichever call a page was locked, it is counted once, and one
     munlock takes all of it back."""
     with mapping("private", 4, flags=flags) as region:
         counted = []
         for how in locks:
-            issue(libc.GLIBC, how, region.addr, region.size)
+            issue(syscalls.GLIBC, how, region.addr, region.size)
             counted.append(status.vmlck_pages())
         last = "lo lf" if locks[-1] == ON_FAULT else "lo"
         assert counted == [4] * len(locks), "VmLck counts each page once"
         assert shape(region) == [(0, 4, last)], "the last lock decides its kind"
-        libc.GLIBC.munlock(region.addr, region.size)
+        syscalls.GLIBC.munlock(region.addr, region.size)
         assert shape(region) == [(0, 4, "")], "one munlock takes every lock off"
         assert status.vmlck_pages() == 0, "VmLck is 0"
 
@@ -60,12 +61,12 @@ def test_locks_do_not_stack(locks, flags):
 def test_mlockall_does_not_stack_either():
     """After mlockall twice and mlock twice, one munlock unlocks the range."""
     with mapping("private", 4) as region:
-        libc.mlockall(MCL_CURRENT | libc.MCL_ONFAULT)
-        libc.mlockall(MCL_CURRENT | libc.MCL_ONFAULT)
-        libc.mlock(region.addr, region.size)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlockall(MCL_CURRENT | syscalls.MCL_ONFAULT)
+        syscalls.mlockall(MCL_CURRENT | syscalls.MCL_ONFAULT)
+        syscalls.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         locked = shape(region)
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert locked == [(0, 4, "lo")], "the range was locked"
         assert shape(region) == [(0, 4, "")], "one munlock takes every lock off"
 
@@ -75,13 +76,13 @@ def test_mlockall_does_not_stack_either():
 def test_munlock_of_never_locked_range_is_noop(touched):
     """munlock of memory that was never locked succeeds and changes nothing."""
     with mapping("private", 8) as region:
-        libc.mlock(region.addr, 2 * PAGE)
+        syscalls.mlock(region.addr, 2 * PAGE)
         if touched:
             region.sub(4, 2).touch()
         present = pagemap.present(region.addr, 8)
         seen = [
-            libc.outcome(calls.munlock, *part)
-            for calls in (libc.RAW, libc.GLIBC)
+            syscalls.outcome(calls.munlock, *part)
+            for calls in (syscalls.RAW, syscalls.GLIBC)
             for part in ((region.at(4), 4 * PAGE), (region.at(5) + 1, PAGE - 1))
         ]
         assert seen == ["ok"] * 4, "nothing to do is no error"
@@ -95,11 +96,11 @@ def test_munlock_over_locked_and_unlocked_pages_unlocks_all(calls):
     """munlock over islands of locked pages of both kinds succeeds and unlocks each one."""
     with mapping("private", 8) as region:
         region.touch()
-        libc.mlock(region.at(1), PAGE)
-        libc.mlock2(region.at(3), PAGE, libc.MLOCK_ONFAULT)
-        libc.mlock(region.at(6), 2 * PAGE)
+        syscalls.mlock(region.at(1), PAGE)
+        syscalls.mlock2(region.at(3), PAGE, syscalls.MLOCK_ONFAULT)
+        syscalls.mlock(region.at(6), 2 * PAGE)
         before = status.vmlck_pages()
-        seen = libc.outcome(calls.munlock, region.addr, 7 * PAGE)
+        seen = syscalls.outcome(calls.munlock, region.addr, 7 * PAGE)
         assert before == 4, "four pages were locked"
         assert seen == "ok", "unlocked pages in the range are no error"
         assert shape(region) == [(0, 7, ""), (7, 8, "lo")], "only the page behind it stays lo"
@@ -111,7 +112,7 @@ def test_munlock_over_locked_and_unlocked_pages_unlocks_all(calls):
 def test_munlockall_with_nothing_locked_returns_zero(calls):
     """munlockall succeeds with nothing locked, and again."""
     with mapping("private", 2) as region:
-        seen = [libc.outcome(calls.munlockall) for _ in range(2)]
+        seen = [syscalls.outcome(calls.munlockall) for _ in range(2)]
         assert seen == ["ok", "ok"], "nothing to do is no error"
         assert shape(region) == [(0, 2, "")], "nothing is locked"
         assert status.vmlck_pages() == 0, "VmLck is 0"
@@ -126,7 +127,7 @@ def test_any_thread_may_lock_and_unlock(calls):
         def in_thread(name, *args):
             results = []
             call = getattr(calls, name)
-            thread = threading.Thread(target=lambda: results.append(libc.outcome(call, *args)))
+            thread = threading.Thread(target=lambda: results.append(syscalls.outcome(call, *args)))
             thread.start()
             thread.join()
             return results

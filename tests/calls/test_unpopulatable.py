@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Memory that cannot be read in, or not by its owner: PROT_NONE, past the end of a file,
 write-only, execute-only.
 
@@ -8,17 +9,17 @@ import os
 
 import pytest
 
-from helpers import libc, memory
-from helpers.libc import PAGE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
+from helpers import memory, syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
+from helpers.syscalls import PAGE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
 
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:8"), pytest.mark.source("mlock(2) ERRORS")]
 
-BOTH = pytest.mark.parametrize("calls", [libc.RAW, libc.GLIBC], ids=repr)
+BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 MIXED = pytest.mark.parametrize(
     ("calls", "how"),
-    [(libc.GLIBC, ("mlock",)), (libc.RAW, ("mlock2", 0))],
+    [(syscalls.GLIBC, ("mlock",)), (syscalls.RAW, ("mlock2", 0))],
     ids=["libc mlock", "syscall mlock2"],
 )
 ANONYMOUS = pytest.mark.parametrize("kind", ["private", "shared"])
@@ -40,13 +41,13 @@ def test_lock_of_prot_none_reports_enomem_but_locks(calls, how, kind):
     nothing resident; munlock undoes it."""
     with mapping(kind, 4, prot=PROT_NONE) as region:
         before = status.vmlck_pages()
-        seen = libc.outcome(issue, calls, how, region.addr, region.size)
+        seen = syscalls.outcome(issue, calls, how, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == "ENOMEM", "the pages cannot be populated"
         assert shape(region) == [(0, 4, "lo")], "the range is lo all the same"
         assert counted == 4, "VmLck grows by its length"
         assert pagemap.present_count(region.addr, 4) == 0, "nothing is resident"
-        undone = libc.outcome(calls.munlock, region.addr, region.size)
+        undone = syscalls.outcome(calls.munlock, region.addr, region.size)
         assert undone == "ok", "munlock needs no access"
         assert shape(region) == [(0, 4, "")], "no lo any more"
         assert status.vmlck_pages() == before, "VmLck is back where it was"
@@ -58,7 +59,7 @@ def test_onfault_lock_of_prot_none_succeeds(calls):
     """mlock2(MLOCK_ONFAULT) of PROT_NONE memory succeeds: there is nothing to populate."""
     with mapping("private", 4, prot=PROT_NONE) as region:
         before = status.vmlck_pages()
-        seen = libc.outcome(calls.mlock2, region.addr, region.size, libc.MLOCK_ONFAULT)
+        seen = syscalls.outcome(calls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
         counted = status.vmlck_pages() - before
         assert shape(region) == [(0, 4, "lo lf")], "the range is locked on fault"
         assert counted == 4, "VmLck grows by its length"
@@ -72,9 +73,9 @@ def test_lock_across_prot_none_stops_populating_there(inner):
     lies before the inaccessible part is populated."""
     first, pages = inner
     with mapping("private", 6) as region:
-        libc.mprotect(region.at(first), pages * PAGE, PROT_NONE)
+        syscalls.mprotect(region.at(first), pages * PAGE, PROT_NONE)
         before = status.vmlck_pages()
-        seen = libc.outcome(libc.mlock, region.addr, region.size)
+        seen = syscalls.outcome(syscalls.mlock, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == "ENOMEM", "a part cannot be populated"
         assert shape(region) == [(0, 6, "lo")], "every part is lo"
@@ -89,7 +90,7 @@ def test_lock_of_write_only_memory_populates(kind):
     """mlock of PROT_WRITE memory, which its owner cannot read, populates it (LTP mlock04)."""
     with mapping(kind, 4, prot=PROT_WRITE) as region:
         before = status.vmlck_pages()
-        seen = libc.outcome(libc.mlock, region.addr, region.size)
+        seen = syscalls.outcome(syscalls.mlock, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == "ok", "no read permission is needed"
         assert shape(region) == [(0, 4, "lo")], "the range is lo"
@@ -106,7 +107,7 @@ def test_lock_of_execute_only_memory(kind):
         # read access, which population respects (arch_vma_access_permitted()).
         keyed = maps.at(region.addr).field_kb("ProtectionKey") != 0
         before = status.vmlck_pages()
-        seen = libc.outcome(libc.mlock, region.addr, region.size)
+        seen = syscalls.outcome(syscalls.mlock, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == ("ENOMEM" if keyed else "ok"), "no read permission is needed"
         assert shape(region) == [(0, 4, "lo")], "the range is lo"
@@ -118,7 +119,7 @@ def test_lock_of_execute_only_memory(kind):
 def test_lock_of_read_only_memory_populates(kind):
     """mlock of PROT_READ memory that was never touched maps every page of it."""
     with mapping(kind, 4, prot=PROT_READ) as region:
-        seen = libc.outcome(libc.mlock, region.addr, region.size)
+        seen = syscalls.outcome(syscalls.mlock, region.addr, region.size)
         assert seen == "ok", "no write permission is needed"
         assert shape(region) == [(0, 4, "lo")], "the range is lo"
         assert pagemap.present_count(region.addr, 4) == 4, "all of it is mapped to memory"
@@ -145,7 +146,7 @@ def test_lock_past_end_of_file_reports_enomem_but_locks(calls, how, kind, short_
     locked and counted, and the part in the file, its last page included, is resident."""
     with mapping(kind, 6, fd=short_file) as region:
         before = status.vmlck_pages()
-        seen = libc.outcome(issue, calls, how, region.addr, region.size)
+        seen = syscalls.outcome(issue, calls, how, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == "ENOMEM", "there is nothing to read in past the end"
         assert shape(region) == [(0, 6, "lo")], "all of it is lo"
@@ -159,7 +160,7 @@ def test_lock_past_end_of_file_reports_enomem_but_locks(calls, how, kind, short_
 def test_lock_up_to_end_of_file_succeeds(kind, short_file):
     """mlock of exactly the pages a file reaches into succeeds."""
     with mapping(kind, 6, fd=short_file) as region:
-        seen = libc.outcome(libc.mlock, region.addr, 2 * PAGE + 1)
+        seen = syscalls.outcome(syscalls.mlock, region.addr, 2 * PAGE + 1)
         assert seen == "ok", "every page holds a byte of the file"
         assert shape(region) == [(0, 3, "lo"), (3, 6, "")], "those pages are lo"
         assert pagemap.present(region.addr, 6) == [p < FILE_PAGES for p in range(6)], "and resident"
@@ -169,7 +170,7 @@ def test_lock_up_to_end_of_file_succeeds(kind, short_file):
 def test_onfault_lock_past_end_of_file_succeeds(kind, short_file):
     """mlock2(MLOCK_ONFAULT) past the end of a file succeeds and populates nothing."""
     with mapping(kind, 6, fd=short_file) as region:
-        seen = libc.outcome(libc.mlock2, region.addr, region.size, libc.MLOCK_ONFAULT)
+        seen = syscalls.outcome(syscalls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
         assert seen == "ok", "nothing is to be populated, so nothing fails"
         assert shape(region) == [(0, 6, "lo lf")], "all of it is locked on fault"
         assert pagemap.present_count(region.addr, 6) == 0, "nothing is resident"
@@ -180,7 +181,7 @@ def test_map_locked_past_end_of_file_succeeds(kind, short_file):
     """mmap(MAP_LOCKED) past the end of a file succeeds: it does not report what could not be
     populated."""
     before = status.vmlck_pages()
-    with mapping(kind, 6, fd=short_file, flags=libc.MAP_LOCKED) as region:
+    with mapping(kind, 6, fd=short_file, flags=syscalls.MAP_LOCKED) as region:
         counted = status.vmlck_pages() - before
         assert shape(region) == [(0, 6, "lo")], "all of it is lo"
         assert counted == 6, "VmLck grows by the whole length"
@@ -193,12 +194,12 @@ def test_map_locked_prot_none_succeeds():
     """mmap(MAP_LOCKED) of PROT_NONE memory succeeds, locks and counts it; making it accessible
     populates it."""
     before = status.vmlck_pages()
-    with mapping("private", 4, prot=PROT_NONE, flags=libc.MAP_LOCKED) as region:
+    with mapping("private", 4, prot=PROT_NONE, flags=syscalls.MAP_LOCKED) as region:
         counted = status.vmlck_pages() - before
         absent = pagemap.present_count(region.addr, 4)
         assert shape(region) == [(0, 4, "lo")], "the range is lo"
         assert counted == 4, "VmLck grows by its length"
         assert absent == 0, "nothing is resident"
-        libc.mprotect(region.addr, region.size, libc.PROT_RW)
+        syscalls.mprotect(region.addr, region.size, syscalls.PROT_RW)
         assert pagemap.present_count(region.addr, 4) == 4, "mprotect populates it"
         assert status.vmlck_pages() - before == 4, "and counts nothing anew"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """MCL_FUTURE where it meets a limit, overcommit or a mapping larger than memory."""
 
 import errno
@@ -6,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import libc
-from helpers.bare import Bare
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.observe import maps, status
+from helpers.processes.stub import StubProcess
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("bare-process", "smaps-flags"),
@@ -22,7 +23,7 @@ HUGE = 1 << 36
 
 def account(bare):
     """(VmLck, sum of lo VMAs) in pages."""
-    return status.vmlck_pages(bare.pid), maps.locked_kb(bare.pid) // libc.PAGE_KB
+    return status.vmlck_pages(bare.pid), maps.locked_kb(bare.pid) // syscalls.PAGE_KB
 
 
 def refused(bare, pages, *args):
@@ -38,11 +39,11 @@ def refused(bare, pages, *args):
 def test_huge_mapping_locked_on_fault_is_counted_whole():
     """Under MCL_FUTURE with MCL_ONFAULT a mapping larger than memory is lo and counted whole,
     costs nothing, and is given back whole."""
-    with Bare() as bare:
-        bare.call("mlockall", libc.MCL_FUTURE | libc.MCL_ONFAULT)
+    with StubProcess() as bare:
+        bare.call("mlockall", syscalls.MCL_FUTURE | syscalls.MCL_ONFAULT)
         before = account(bare)
-        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
-        addr = bare.mmap(HUGE // PAGE, libc.PROT_NONE, how)
+        how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_NORESERVE
+        addr = bare.mmap(HUGE // PAGE, syscalls.PROT_NONE, how)
         assert account(bare) == tuple(n + HUGE // PAGE for n in before), "counted whole"
         bare.call("munlock", addr, HUGE // 2)
         assert account(bare) == tuple(n + HUGE // PAGE // 2 for n in before), "half is left"
@@ -57,13 +58,13 @@ def test_mapping_refused_by_overcommit_is_not_counted():
     if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1":
         pytest.skip("needs an overcommit policy that refuses: sysctl vm.overcommit_memory=0")
     memory = os.sysconf("SC_PHYS_PAGES")
-    with Bare() as bare:
-        bare.call("mlockall", libc.MCL_FUTURE)
+    with StubProcess() as bare:
+        bare.call("mlockall", syscalls.MCL_FUTURE)
         bare.mmap(1)
         assert account(bare) == (1, 1), "control: a mapping that fits is counted"
         before = account(bare), status.kb("VmSize", bare.pid), maps.vmas(bare.pid)
         # More than memory and swap of any machine that has this much memory.
-        assert refused(bare, memory * 64, libc.PROT_RW) == "ENOMEM", "overcommit refuses it"
+        assert refused(bare, memory * 64, syscalls.PROT_RW) == "ENOMEM", "overcommit refuses it"
         after = account(bare), status.kb("VmSize", bare.pid), maps.vmas(bare.pid)
         assert after == before, "nothing has changed"
 
@@ -74,9 +75,9 @@ def test_future_mappings_fill_the_limit(each):
     """Under MCL_FUTURE mappings succeed while they fit in the limit, the first that does not is
     EAGAIN with nothing changed, and a smaller one still fits."""
     limit = 11
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").limit(limit * PAGE)
-        bare.call("mlockall", libc.MCL_FUTURE)
+        bare.call("mlockall", syscalls.MCL_FUTURE)
         made = []
         while refused(bare, each) == "ok":
             made.append(each)
@@ -94,9 +95,9 @@ def test_future_mappings_fill_the_limit(each):
 def test_limit_lowered_half_way_stops_what_comes():
     """A limit lowered below what MCL_FUTURE has locked refuses new mappings and the break, keeps
     what is locked, and lets unlocking make room again."""
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").limit(8 * PAGE)
-        bare.call("mlockall", libc.MCL_FUTURE)
+        bare.call("mlockall", syscalls.MCL_FUTURE)
         addr = bare.mmap(6)
         bare.limit(4 * PAGE)
         assert refused(bare, 1) == "EAGAIN", "a new mapping"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Processes that lock, unlock, fault and end on the pages of one file at the same time.
 
 PG_mlocked of a page that two CPUs lock and unlock at the same moment is not exact: a locker
@@ -12,10 +13,11 @@ import signal
 
 import pytest
 
-from helpers import libc, process, race
-from helpers.libc import PAGE
+from helpers import processes, syscalls
 from helpers.memory import mapping
-from helpers.observe import mincore, pagemap, status
+from helpers.observe import mincore, page_flags, pagemap, status
+from helpers.processes import cpus, threads
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("lock:16"),
@@ -29,22 +31,22 @@ ROUNDS = 200
 
 def work(region, seed, index, rounds, ready, go):
     """In a child: lock, unlock and touch at random; its accounts at the end."""
-    race.keep_to_cpu(index)
+    cpus.keep_to_cpu(index)
     dice = random.Random(f"{seed}:{index}")
     os.write(ready, b".")
     os.read(go, 1)  # end of file: all start at once
     for _ in range(rounds):
-        addr, size = race.part(region, dice)
+        addr, size = threads.random_part(region, dice)
         act = dice.randrange(4)
         if act < 2:
-            libc.mlock2(addr, size, act)
+            syscalls.mlock2(addr, size, act)
         elif act == 2:
-            libc.munlock(addr, size)
+            syscalls.munlock(addr, size)
         else:
-            libc.fill(addr, dice.randrange(256), 1)
-    seen = race.audit(region)
-    libc.munlockall()
-    return seen, race.control()
+            syscalls.memset(addr, dice.randrange(256), 1)
+    seen = threads.read_invariants(region)
+    syscalls.munlockall()
+    return seen, threads.check_unraced()
 
 
 def started(regions, seed, rounds):
@@ -53,7 +55,7 @@ def started(regions, seed, rounds):
     go, gate = os.pipe()
     children = []
     for index, region in enumerate(regions):
-        children.append(process.Child())
+        children.append(processes.Child())
         children[-1].call(os.close, gate)
         children[-1].start(work, region, seed, index, rounds, says, go)
     got = 0
@@ -84,7 +86,7 @@ def test_processes_race_on_same_pages(request, kind):
                 assert control == [4, 0, 4, 0], "control: the calls that raced are obeyed"
                 assert seen.vmlck == seen.lo, f"VmLck is the sum of the lo VMAs (--seed {seed})"
                 assert seen.absent == (), f"every page that is lo is present (--seed {seed})"
-                child.leave()
+                child.exit()
         finally:
             for child in children:
                 child.kill()
@@ -99,24 +101,26 @@ def test_processes_that_end_leave_no_mark(request, end):
     seed = request.config.getoption("--seed")
     with mapping("memfd-shared", PAGES) as region:
         region.touch()
-        race.drain_everywhere()
+        cpus.mlock_drain_all()
         for turn in range(3):
             children = started(shares(region), seed + turn, ROUNDS if end == "exit" else 1 << 30)
             for child in children:
                 if end == "exit":
                     _, control = child.result()
                     assert control == [4, 0, 4, 0], "control: the calls that raced are obeyed"
-                    child.leave()
+                    child.exit()
                 else:
                     # Once it holds a lock, it is in the middle: SIGKILL meets locked pages.
                     assert any(status.vmlck_kb(child.pid) for _ in range(100_000)), "it locks"
                     assert os.WTERMSIG(child.kill()) == signal.SIGKILL, "killed in the middle"
-        for lock, marked in ((None, 0), (libc.mlock, PAGES), (libc.munlock, 0)):
+        for lock, marked in ((None, 0), (syscalls.mlock, PAGES), (syscalls.munlock, 0)):
             if lock is not None:
                 lock(region.addr, region.size)
-            race.drain_everywhere()
-            seen = pagemap.snapshot(region.addr, PAGES)
-            assert seen.having(pagemap.MLOCKED) == marked, f"{marked} mlocked (--seed {seed})"
+            cpus.mlock_drain_all()
+            seen = page_flags.snapshot(region.addr, PAGES)
+            assert seen.count_with(page_flags.MLOCKED) == marked, (
+                f"{marked} mlocked (--seed {seed})"
+            )
 
 
 @pytest.mark.needs("mincore")
@@ -125,14 +129,14 @@ def test_holder_keeps_pages_while_others_race(request):
     it: all stay present, and its count stays."""
     seed = request.config.getoption("--seed")
     with mapping("memfd-shared", PAGES) as region:
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         children = started([region] * PROCESSES, seed, ROUNDS)
         try:
             for child in children:
                 _, control = child.result()
                 assert control == [4, 0, 4, 0], "control: the calls that raced are obeyed"
                 assert pagemap.present_count(region.addr, PAGES) == PAGES, f"--seed {seed}"
-                child.leave()
+                child.exit()
         finally:
             for child in children:
                 child.kill()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Threads of one process that lock, unlock, fault, fork and unmap the same range."""
 
 import os
@@ -6,10 +7,12 @@ import threading
 
 import pytest
 
-from helpers import libc, numa, privilege, process, race
-from helpers.libc import PAGE
+from helpers import processes, syscalls
 from helpers.memory import mapping
-from helpers.observe import maps, pagemap, status
+from helpers.observe import maps, page_flags, status
+from helpers.processes import rlimits, threads
+from helpers.processes.cpus import mlock_drain_all
+from helpers.syscalls import PAGE, numa
 
 pytestmark = [
     pytest.mark.needs("smaps-flags"),
@@ -28,39 +31,39 @@ class Hands:
         self.outcomes = set()
 
     def note(self, function, *args):
-        self.outcomes.add((function.__name__, libc.outcome(function, *args)))
+        self.outcomes.add((function.__name__, syscalls.outcome(function, *args)))
 
     def lock(self, dice):
-        how = libc.MLOCK_ONFAULT if dice.random() < 0.3 else 0
-        self.note(libc.mlock2, *race.part(self.region, dice), how)
+        how = syscalls.MLOCK_ONFAULT if dice.random() < 0.3 else 0
+        self.note(syscalls.mlock2, *threads.random_part(self.region, dice), how)
 
     def unlock(self, dice):
-        self.note(libc.munlock, *race.part(self.region, dice))
+        self.note(syscalls.munlock, *threads.random_part(self.region, dice))
 
     def fault(self, dice):
-        addr, size = race.part(self.region, dice)
+        addr, size = threads.random_part(self.region, dice)
         # /dev/zero is read into memory by the kernel: a hole is EFAULT, no signal.
         fd = os.open("/dev/zero", os.O_RDONLY)
         try:
-            self.note(libc.read_into, fd, addr, size)
+            self.note(syscalls.read_to_address, fd, addr, size)
         finally:
             os.close(fd)
 
     def drop(self, dice):
-        self.note(libc.madvise, *race.part(self.region, dice), libc.MADV_DONTNEED)
+        self.note(syscalls.madvise, *threads.random_part(self.region, dice), syscalls.MADV_DONTNEED)
 
     def protect(self, dice):
-        prot = dice.choice([libc.PROT_READ, libc.PROT_RW])
-        self.note(libc.mprotect, *race.part(self.region, dice), prot)
+        prot = dice.choice([syscalls.PROT_READ, syscalls.PROT_RW])
+        self.note(syscalls.mprotect, *threads.random_part(self.region, dice), prot)
 
     def replace(self, dice):
-        addr, size = race.part(self.region, dice)
-        locked = libc.MAP_LOCKED if dice.random() < 0.3 else 0
-        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED | locked
-        self.note(libc.mmap, addr, size, libc.PROT_RW, how)
+        addr, size = threads.random_part(self.region, dice)
+        locked = syscalls.MAP_LOCKED if dice.random() < 0.3 else 0
+        how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED | locked
+        self.note(syscalls.mmap, addr, size, syscalls.PROT_RW, how)
 
     def unmap(self, dice):
-        self.note(libc.munmap, *race.part(self.region, dice))
+        self.note(syscalls.munmap, *threads.random_part(self.region, dice))
 
     def hop(self, dice):
         cpus = sorted(os.sched_getaffinity(0))
@@ -68,30 +71,30 @@ class Hands:
         os.sched_setaffinity(0, cpus)
 
     def migrate(self, dice):
-        addr, size = race.part(self.region, dice)
+        addr, size = threads.random_part(self.region, dice)
         part = self.region.sub((addr - self.region.addr) // PAGE, size // PAGE)
-        self.note(numa.move, part, dice.choice(numa.nodes()))
+        self.note(numa.move_pages, part, dice.choice(numa.nodes()))
 
     def fork(self, dice):
         if dice.random() < 0.1:
-            child = process.run(lambda: race.audit(self.region))
+            child = processes.run(lambda: threads.read_invariants(self.region))
             assert (child.vmlck, child.lo) == (0, 0), "a child forked in between has no lock"
 
 
 def at_rest(region, seed):
     """The invariants; then everything is unlocked, and nothing is left."""
-    seen = race.audit(region)
+    seen = threads.read_invariants(region)
     assert seen.vmlck == seen.lo, f"VmLck is the sum of the lo VMAs (--seed {seed})"
     assert seen.absent == (), f"every page that is lo is present (--seed {seed})"
-    libc.munlockall()
-    seen = race.audit(region)
+    syscalls.munlockall()
+    seen = threads.read_invariants(region)
     assert (seen.vmlck, seen.lo) == (0, 0), f"munlockall leaves no lock (--seed {seed})"
-    assert race.control() == [4, 0, 4, 0], "control: the calls that raced are obeyed"
+    assert threads.check_unraced() == [4, 0, 4, 0], "control: the calls that raced are obeyed"
 
 
 def marks(region):
-    race.drain_everywhere()
-    return pagemap.snapshot(region.addr, region.pages)
+    mlock_drain_all()
+    return page_flags.snapshot(region.addr, region.pages)
 
 
 # mmap(MAP_FIXED | MAP_LOCKED) is counted beside what it replaces: EAGAIN at a low limit.
@@ -116,7 +119,7 @@ def test_races_leave_exact_account(request, names):
     seed = request.config.getoption("--seed")
     with mapping("private", PAGES) as region:
         hands = Hands(region)
-        race.run([getattr(hands, name) for name in names], ROUNDS, seed)
+        threads.run_threads([getattr(hands, name) for name in names], ROUNDS, seed)
         allowed = {"ok", "ENOMEM", "EINVAL", "EFAULT", "EAGAIN", "ENOENT"}
         assert {o for _, o in hands.outcomes} <= allowed, f"--seed {seed}: {hands.outcomes}"
         at_rest(region, seed)
@@ -129,16 +132,18 @@ def test_races_leave_pages_that_can_be_locked_and_unlocked(request):
     seed = request.config.getoption("--seed")
     with mapping("private", PAGES) as region:
         region.touch()
-        race.drain_everywhere()
+        mlock_drain_all()
         hands = Hands(region)
-        race.run([hands.lock, hands.unlock, hands.lock, hands.unlock], ROUNDS, seed, pinned=True)
-        libc.munlock(region.addr, region.size)
+        threads.run_threads(
+            [hands.lock, hands.unlock, hands.lock, hands.unlock], ROUNDS, seed, pinned=True
+        )
+        syscalls.munlock(region.addr, region.size)
         assert not any(marks(region).mlocked), f"no page stays mlocked (--seed {seed})"
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         assert all(marks(region).mlocked), f"every page is mlocked again (--seed {seed})"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert not any(marks(region).mlocked), f"and none after munlock (--seed {seed})"
-        assert race.control() == [4, 0, 4, 0], "control: the calls that raced are obeyed"
+        assert threads.check_unraced() == [4, 0, 4, 0], "control: the calls that raced are obeyed"
 
 
 @pytest.mark.needs("lock-all")
@@ -147,46 +152,46 @@ def test_mlockall_races_with_mlock(request):
     nor invent locked pages."""
     seed = request.config.getoption("--seed")
     kinds = [
-        libc.MCL_CURRENT | libc.MCL_ONFAULT,
-        libc.MCL_FUTURE,
-        libc.MCL_FUTURE | libc.MCL_ONFAULT,
+        syscalls.MCL_CURRENT | syscalls.MCL_ONFAULT,
+        syscalls.MCL_FUTURE,
+        syscalls.MCL_FUTURE | syscalls.MCL_ONFAULT,
     ]
 
     def everything(dice):
-        libc.mlockall(dice.choice(kinds))
+        syscalls.mlockall(dice.choice(kinds))
         if dice.random() < 0.5:
-            libc.munlockall()
+            syscalls.munlockall()
 
     with mapping("private", PAGES) as region:
         hands = Hands(region)
-        race.run([everything, hands.lock, hands.unlock, hands.replace], 40, seed)
+        threads.run_threads([everything, hands.lock, hands.unlock, hands.replace], 40, seed)
         at_rest(region, seed)
         for kind in kinds:
-            libc.mlockall(kind)
+            syscalls.mlockall(kind)
             with mapping("private", 1) as fresh:
-                wanted = bool(kind & libc.MCL_FUTURE)
+                wanted = bool(kind & syscalls.MCL_FUTURE)
                 assert maps.at(fresh.addr).locked is wanted, "control: mlockall is obeyed"
-            libc.munlockall()
+            syscalls.munlockall()
 
 
 @pytest.mark.needs("limit:32")
 def test_threads_reach_the_limit_exactly(request):
     """Threads that lock a page at a time at once get as many as the limit has, no page more
     or less: who comes too late gets ENOMEM."""
-    with mapping("private", 64) as region, privilege.limited(32 * PAGE):
+    with mapping("private", 64) as region, rlimits.unprivileged_with_limit(32 * PAGE):
         seen = {0: [], 1: [], 2: [], 3: []}
 
         def locker(first):
             todo = iter(range(first, 64, 4))
             return lambda _: seen[first].append(
-                libc.outcome(libc.mlock, region.at(next(todo)), PAGE)
+                syscalls.outcome(syscalls.mlock, region.at(next(todo)), PAGE)
             )
 
-        race.run([locker(n) for n in range(4)], 16, request.config.getoption("--seed"))
+        threads.run_threads([locker(n) for n in range(4)], 16, request.config.getoption("--seed"))
         every = [outcome for thread in seen.values() for outcome in thread]
         assert (every.count("ok"), every.count("ENOMEM")) == (32, 32), "half of the locks fit"
         assert status.vmlck_pages() == 32, "VmLck is the limit"
-        assert race.audit(region).lo == 32, "so are the lo VMAs"
+        assert threads.read_invariants(region).lo == 32, "so are the lo VMAs"
 
 
 @pytest.mark.needs("lock:8192", "budget:8192")
@@ -210,12 +215,12 @@ def test_signals_during_a_long_lock_leave_it_whole():
         thread = threading.Thread(target=pester)
         thread.start()
         begun.wait()
-        outcome = libc.outcome(libc.mlock, region.addr, region.size)
+        outcome = syscalls.outcome(syscalls.mlock, region.addr, region.size)
         ended.set()
         thread.join()
         assert sent, "signals were sent"
         assert outcome in {"ok", "EINTR"}, "done or interrupted"
-        seen = race.audit(region)
+        seen = threads.read_invariants(region)
         assert (seen.vmlck, seen.lo) == (pages, pages), "never half accounted"
         if outcome == "ok":
             assert seen.absent == (), "done: every page is present"
@@ -226,13 +231,13 @@ def test_kill_during_a_long_lock_leaves_no_mark():
     """SIGKILL in the middle of a long mlock of a shared file leaves none of its pages mlocked."""
     pages = 8192
     with mapping("memfd-shared", pages) as region:
-        with process.Child() as child:
-            child.start(libc.mlock, region.addr, region.size)
+        with processes.Child() as child:
+            child.start(syscalls.mlock, region.addr, region.size)
             while not status.vmlck_pages(child.pid):
                 pass  # the range is counted before its pages come
             child.kill()
         region.read()
-        race.drain_everywhere()
-        seen = pagemap.snapshot(region.addr, pages)
+        mlock_drain_all()
+        seen = page_flags.snapshot(region.addr, pages)
         assert not any(seen.mlocked), "no page stays mlocked"
         assert status.vmlck_pages() == 0, "and nothing is counted here"

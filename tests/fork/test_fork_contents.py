@@ -1,13 +1,14 @@
+# SPDX-License-Identifier: MIT
 """Copy-on-write as any user can see it: contents, smaps' shared and private pages, faults."""
 
 import pytest
 
-from helpers import libc
-from helpers.each import each
-from helpers.libc import PAGE, PAGE_KB
+from helpers import syscalls
 from helpers.memory import Region, mapping
-from helpers.observe import maps, pagemap, rusage, status
-from helpers.process import Child
+from helpers.observe import maps, page_faults, pagemap, status
+from helpers.processes import Child
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE, PAGE_KB
 
 N = 8
 pytestmark = [pytest.mark.needs(f"lock:{N}"), pytest.mark.source("fork(2)")]
@@ -49,7 +50,7 @@ def test_child_writes_stay_in_the_child(kind, pages):
     for byte; only the pages written cease to be shared; the parent's lock stays."""
     with mapping(kind, N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
             assert sharing(region) == (N, 0), "after fork every page of the parent is shared"
             child.call(write_pages, region, pages, 0xC4)
@@ -70,7 +71,7 @@ def test_parent_writes_after_fork_stay_in_the_parent(kind, pages):
     cease to be shared; the parent's pages stay present and its lock counted."""
     with mapping(kind, N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
             write_pages(region, pages, 0xB3)
             assert region.read() == contents(pages, 0xB3), "the parent sees its writes"
@@ -90,7 +91,7 @@ def test_shared_memory_shows_writes_both_ways(kind):
     and every page is mapped by both."""
     with mapping(kind, N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
             child.call(region.write, 0xC4)
             write_pages(region, (2, 5), 0xB3)
@@ -108,11 +109,13 @@ def test_reading_leaves_pages_shared(kind):
     not fault."""
     with mapping(kind, N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
             assert child.call(region.read) == contents((), 0), "the child reads the contents"
-            faults = rusage.reading(region.addr, region.size)
-            assert faults == rusage.Faults(0, 0), "reading locked memory after fork faults never"
+            faults = page_faults.faults_reading(region.addr, region.size)
+            assert faults == page_faults.Faults(0, 0), (
+                "reading locked memory after fork faults never"
+            )
             assert sharing(region) == (N, 0), "every page of the parent is still shared"
             assert child.call(sharing, region) == (N, 0), "and of the child"
 
@@ -125,21 +128,21 @@ def test_writes_after_fork_fault_once_a_page(who, first, pages):
     is locked; a second write costs none, and pages not written are not prepaid."""
     with mapping("private", N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
             part = region.sub(first, pages)
 
-            def writing(addr: int, size: int) -> rusage.Faults:
+            def writing(addr: int, size: int) -> page_faults.Faults:
                 if who == "parent":
-                    return rusage.writing(addr, size)
-                return child.call(rusage.writing, addr, size)
+                    return page_faults.faults_writing(addr, size)
+                return child.call(page_faults.faults_writing, addr, size)
 
             once = writing(part.addr, part.size)
             again = writing(part.addr, part.size)
             all_pages = writing(region.addr, region.size)
-            assert once == rusage.Faults(pages, 0), "one minor fault for each page written"
-            assert again == rusage.Faults(0, 0), "none for the second write"
-            rest = rusage.Faults(N - pages, 0)
+            assert once == page_faults.Faults(pages, 0), "one minor fault for each page written"
+            assert again == page_faults.Faults(0, 0), "none for the second write"
+            rest = page_faults.Faults(N - pages, 0)
             assert all_pages == rest, "one for each of the other pages when they are written"
 
 
@@ -149,15 +152,15 @@ def test_parents_writes_fault_even_when_the_child_has_ended():
     each still faults; mlock again takes these faults in advance."""
     with mapping("private", N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
-            child.leave()
+            child.exit()
         half = region.sub(0, N // 2)
-        assert rusage.writing(half.addr, half.size) == rusage.Faults(N // 2, 0), (
+        assert page_faults.faults_writing(half.addr, half.size) == page_faults.Faults(N // 2, 0), (
             "one minor fault for each page first written after fork"
         )
-        libc.mlock(region.addr, region.size)
-        assert rusage.writing(region.addr, region.size) == rusage.Faults(0, 0), (
+        syscalls.mlock(region.addr, region.size)
+        assert page_faults.faults_writing(region.addr, region.size) == page_faults.Faults(0, 0), (
             "none after the range was locked again"
         )
 
@@ -168,12 +171,12 @@ def test_mlock_again_after_fork_ends_the_faults():
     is shared with the child, and its writes fault no more."""
     with mapping("private", N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
-            libc.mlock(region.addr, region.size)
+            syscalls.mlock(region.addr, region.size)
             assert sharing(region) == (0, N), "every page of the parent is its own"
-            faults = rusage.writing(region.addr, region.size)
-            assert faults == rusage.Faults(0, 0), "writing locked memory faults no more"
+            faults = page_faults.faults_writing(region.addr, region.size)
+            assert faults == page_faults.Faults(0, 0), "writing locked memory faults no more"
             assert child.call(region.read) == contents((), 0), "the child's contents stay"
 
 
@@ -183,14 +186,14 @@ def test_child_mlock_ends_its_faults():
     no more, those of its locked parent still do not see them."""
     with mapping("private", N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
-            child.call(libc.mlock, region.at(2), 4 * PAGE)
+            child.call(syscalls.mlock, region.at(2), 4 * PAGE)
             assert sharing(region) == (4, 4), "pages the child locked are shared no more"
-            faults = child.call(rusage.writing, region.at(2), 4 * PAGE)
-            assert faults == rusage.Faults(0, 0), "the child's writes to what it locked"
-            faults = child.call(rusage.writing, region.addr, 2 * PAGE)
-            assert faults == rusage.Faults(2, 0), "its writes to what it did not lock"
+            faults = child.call(page_faults.faults_writing, region.at(2), 4 * PAGE)
+            assert faults == page_faults.Faults(0, 0), "the child's writes to what it locked"
+            faults = child.call(page_faults.faults_writing, region.addr, 2 * PAGE)
+            assert faults == page_faults.Faults(2, 0), "its writes to what it did not lock"
             assert region.read() == contents((), 0), "the parent sees none of the writes"
 
 
@@ -200,12 +203,12 @@ def test_child_onfault_lock_leaves_pages_shared():
     write faults."""
     with mapping("private", N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
-            child.call(libc.mlock2, region.addr, region.size, libc.MLOCK_ONFAULT)
+            child.call(syscalls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
             assert sharing(region) == (N, 0), "every page is still shared"
-            faults = child.call(rusage.writing, region.at(1), 3 * PAGE)
-            assert faults == rusage.Faults(3, 0), "one minor fault for each page written"
+            faults = child.call(page_faults.faults_writing, region.at(1), 3 * PAGE)
+            assert faults == page_faults.Faults(3, 0), "one minor fault for each page written"
             assert sharing(region) == (N - 3, 3), "the three written are copied"
 
 
@@ -214,7 +217,7 @@ def test_shared_locked_memory_does_not_fault_after_fork(kind):
     """Writing locked shared memory after fork costs the parent no fault: nothing is copied."""
     with mapping(kind, N) as region:
         filled(region)
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         with Child():
-            faults = rusage.writing(region.addr, region.size)
-            assert faults == rusage.Faults(0, 0), "faults of the parent's writes"
+            faults = page_faults.faults_writing(region.addr, region.size)
+            assert faults == page_faults.Faults(0, 0), "faults of the parent's writes"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """execve(2) and posix_spawn(3): locks and MCL_FUTURE end with the address space, limits stay."""
 
 import os
@@ -6,11 +7,11 @@ import tempfile
 
 import pytest
 
-from helpers import libc, privilege
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
+from helpers import syscalls
 from helpers.memory import Region, mapping
 from helpers.observe import maps, pagemap, status
-from helpers.process import Child, executed
+from helpers.processes import Child, rlimits, run_program
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 N = 6
 pytestmark = [
@@ -43,9 +44,9 @@ def lock_flags(text: str) -> set[str]:
 
 def lock_some() -> None:
     """Lock N pages for good in this process; an exception if VmLck does not say so."""
-    addr = libc.mmap(0, N * PAGE)
-    libc.mlock(addr, N // 2 * PAGE)
-    libc.mlock2(addr + N // 2 * PAGE, (N - N // 2) * PAGE, libc.MLOCK_ONFAULT)
+    addr = syscalls.mmap(0, N * PAGE)
+    syscalls.mlock(addr, N // 2 * PAGE)
+    syscalls.mlock2(addr + N // 2 * PAGE, (N - N // 2) * PAGE, syscalls.MLOCK_ONFAULT)
     if status.vmlck_pages() != N:
         raise RuntimeError("not locked before execve")
 
@@ -53,14 +54,14 @@ def lock_some() -> None:
 @pytest.mark.needs(f"lock:{N}")
 def test_execve_drops_locks():
     """A program executed by a process with locked memory starts with VmLck 0 and no lo mapping."""
-    state = executed("cat", "/proc/self/status", before=lock_some)
-    smaps = executed("cat", "/proc/self/smaps", before=lock_some)
+    state = run_program("cat", "/proc/self/status", before=lock_some)
+    smaps = run_program("cat", "/proc/self/smaps", before=lock_some)
     assert vmlck_kb(state) == 0, "VmLck of the executed program"
     assert lock_flags(smaps) == set(), "lock flags of the executed program's mappings"
 
 
 def mlockall_checked(flags: int) -> None:
-    libc.mlockall(flags)
+    syscalls.mlockall(flags)
     with mapping("private", N) as region:
         if not maps.at(region.addr).locked:
             raise RuntimeError("MCL_FUTURE does not act before execve")
@@ -70,8 +71,8 @@ def mlockall_checked(flags: int) -> None:
 def test_execve_drops_mcl_future(flags):
     """A program executed under MCL_FUTURE has VmLck 0 and no lo mapping, though it mapped its
     libraries, heap and stack after execve."""
-    state = executed("cat", "/proc/self/status", before=lambda: mlockall_checked(flags))
-    smaps = executed("cat", "/proc/self/smaps", before=lambda: mlockall_checked(flags))
+    state = run_program("cat", "/proc/self/status", before=lambda: mlockall_checked(flags))
+    smaps = run_program("cat", "/proc/self/smaps", before=lambda: mlockall_checked(flags))
     assert vmlck_kb(state) == 0, "VmLck of the executed program"
     assert lock_flags(smaps) == set(), "lock flags of the executed program's mappings"
     assert len(maps.parse_smaps(smaps)) > 3, "the executed program's mappings were listed"
@@ -81,7 +82,7 @@ def memlock_of(text: str) -> tuple[int, int]:
     """Soft and hard RLIMIT_MEMLOCK in a limits file, as resource.getrlimit has them."""
     (line,) = [row for row in text.splitlines() if row.startswith("Max locked memory")]
     soft, hard = line.removeprefix("Max locked memory").split()[:2]
-    numbers = [privilege.INFINITE if v == "unlimited" else int(v) for v in (soft, hard)]
+    numbers = [rlimits.RLIM_INFINITY if v == "unlimited" else int(v) for v in (soft, hard)]
     return numbers[0], numbers[1]
 
 
@@ -90,8 +91,8 @@ def memlock_of(text: str) -> tuple[int, int]:
 @pytest.mark.parametrize("soft", [0, PAGE, 2 * PAGE - 1, 2 * PAGE])
 def test_execve_keeps_the_soft_limit(soft):
     """Soft RLIMIT_MEMLOCK passes execve to the byte, lower than the hard one, which stays too."""
-    hard = privilege.memlock_limit()[1]
-    seen = executed("cat", "/proc/self/limits", before=lambda: privilege.set_memlock(soft))
+    hard = rlimits.memlock_limit()[1]
+    seen = run_program("cat", "/proc/self/limits", before=lambda: rlimits.set_soft_memlock(soft))
     assert memlock_of(seen) == (soft, hard), "soft and hard RLIMIT_MEMLOCK after execve, bytes"
 
 
@@ -102,7 +103,7 @@ def test_execve_keeps_the_hard_limit():
     def lower() -> None:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (PAGE, 2 * PAGE))
 
-    seen = executed("cat", "/proc/self/limits", before=lower)
+    seen = run_program("cat", "/proc/self/limits", before=lower)
     assert memlock_of(seen) == (PAGE, 2 * PAGE), "soft and hard RLIMIT_MEMLOCK after execve"
 
 
@@ -118,12 +119,12 @@ ALL = (N, [(0, N, "lo")])
 def test_execve_by_a_child_that_locked_leaves_the_parents_locks(kind):
     """Of two processes that locked the same memory, one executes a program: its VmLck is 0, the
     other's lock, pages and contents stay."""
-    with mapping(kind, N, flags=libc.MAP_LOCKED) as region:
+    with mapping(kind, N, flags=syscalls.MAP_LOCKED) as region:
         region.write(0x42)
         with Child() as child:
-            child.call(libc.mlock, region.addr, region.size)
+            child.call(syscalls.mlock, region.addr, region.size)
             assert child.call(status.vmlck_pages) == N, "the child locked too"
-            child.become("cat")
+            child.exec("cat")
             assert status.vmlck_pages(child.pid) == 0, "VmLck of the program is 0"
             assert locks(region) == ALL, "the parent's lock stays"
             assert pagemap.present(region.addr, N) == [True] * N, "its pages stay present"
@@ -131,8 +132,8 @@ def test_execve_by_a_child_that_locked_leaves_the_parents_locks(kind):
 
 
 def failing_execve(region: Region, path: str) -> tuple[str, tuple[int, list], list]:
-    libc.mlock(region.addr, region.size)
-    seen = libc.outcome(os.execv, path, [path])
+    syscalls.mlock(region.addr, region.size)
+    seen = syscalls.outcome(os.execv, path, [path])
     return seen, locks(region), pagemap.present(region.addr, N)
 
 
@@ -156,8 +157,8 @@ def test_failed_execve_keeps_locks(error):
 
 
 def failing_execve_under_future(path: str) -> tuple[str, list]:
-    libc.mlockall(MCL_FUTURE)
-    seen = libc.outcome(os.execv, path, [path])
+    syscalls.mlockall(MCL_FUTURE)
+    seen = syscalls.outcome(os.execv, path, [path])
     with mapping("private", N) as region:
         return seen, maps.layout(region.addr, region.end, PAGE)
 
@@ -190,7 +191,7 @@ def spawned(*command: str) -> str:
 def test_posix_spawn_starts_without_locks_and_leaves_the_parents():
     """A program started by posix_spawn has no lock, and the parent, whose address space its child
     shared until execve, keeps lock, pages and contents."""
-    with mapping("private", N, flags=libc.MAP_LOCKED) as region:
+    with mapping("private", N, flags=syscalls.MAP_LOCKED) as region:
         region.write(0x42)
         state, smaps = spawned("cat", "/proc/self/status"), spawned("cat", "/proc/self/smaps")
         assert vmlck_kb(state) == 0, "VmLck of the program is 0"
@@ -201,7 +202,7 @@ def test_posix_spawn_starts_without_locks_and_leaves_the_parents():
 
 
 def spawn_under_future(flags: int) -> tuple[int, set[str], list]:
-    libc.mlockall(flags)
+    syscalls.mlockall(flags)
     state, smaps = spawned("cat", "/proc/self/status"), spawned("cat", "/proc/self/smaps")
     with mapping("private", N) as region:
         shape = maps.layout(region.addr, region.end, PAGE)

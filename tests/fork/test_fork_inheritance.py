@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a fork child gets: the mappings, without the locks. What the parent keeps: everything."""
 
 import os
@@ -5,12 +6,12 @@ from typing import NamedTuple
 
 import pytest
 
-from helpers import libc
-from helpers.each import each
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
-from helpers.memory import KINDS, Region, mapping
+from helpers import syscalls
+from helpers.memory import MAPPING_KINDS, Region, mapping
 from helpers.observe import maps, pagemap, status
-from helpers.process import Child, run
+from helpers.processes import Child, run
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [pytest.mark.source("mlock(2) NOTES: Linux notes"), pytest.mark.claim("W19")]
 
@@ -35,25 +36,27 @@ def view(region: Region) -> View:
         vmlck,
         maps.layout(region.addr, region.end, PAGE),
         [v.flags for v in maps.smaps(low=region.addr, high=region.end)],
-        libc.outcome(libc.msync, region.addr, region.size, libc.MS_ASYNC | libc.MS_INVALIDATE),
+        syscalls.outcome(
+            syscalls.msync, region.addr, region.size, syscalls.MS_ASYNC | syscalls.MS_INVALIDATE
+        ),
     )
 
 
 def lock_by(route: str, region: Region) -> None:
     if route == "mlock":
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
     elif route == "onfault":
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         region.sub(0, 2).touch()
 
 
 @pytest.mark.needs(f"lock:{N}")
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 @each("route", ["mlock", "onfault", "MAP_LOCKED"])
 def test_fork_child_has_no_lock_and_parent_keeps_its_own(kind, route):
     """A fork child has VmLck 0 and neither lo nor lf on any mapping; the parent's lock, VmLck
     and present pages stay as they were, while the child lives and after it ended."""
-    flags = libc.MAP_LOCKED if route == "MAP_LOCKED" else 0
+    flags = syscalls.MAP_LOCKED if route == "MAP_LOCKED" else 0
     lock = "lo lf" if route == "onfault" else "lo"
     with mapping(kind, N, flags=flags) as region:
         lock_by(route, region)
@@ -65,7 +68,7 @@ def test_fork_child_has_no_lock_and_parent_keeps_its_own(kind, route):
             anywhere = child.call(maps.locked_kb)
             during = view(region)
             there = pagemap.present(region.addr, N)
-            child.leave()
+            child.exit()
         after = view(region)
         expected = [f - {"lo"} - ({"lf", "??"} if route == "onfault" else set())
                     for f in before.flags]  # fmt: skip
@@ -85,9 +88,9 @@ def test_fork_copies_every_mapping_of_a_partly_locked_range():
     addresses with the same rights and contents, none of them locked."""
     with mapping("private", N) as region:
         region.write(0x31)
-        libc.mprotect(region.at(4), PAGE, libc.PROT_READ)
-        libc.mlock(region.at(1), 2 * PAGE)
-        libc.mlock2(region.at(3), PAGE, libc.MLOCK_ONFAULT)
+        syscalls.mprotect(region.at(4), PAGE, syscalls.PROT_READ)
+        syscalls.mlock(region.at(1), 2 * PAGE)
+        syscalls.mlock2(region.at(3), PAGE, syscalls.MLOCK_ONFAULT)
         parent = maps.vmas(low=region.addr, high=region.end)
         shape = maps.layout(region.addr, region.end, PAGE)
         locked = [(0, 1, ""), (1, 3, "lo"), (3, 4, "lo lf"), (4, 5, ""), (5, 6, "")]
@@ -104,7 +107,7 @@ def test_fork_copies_every_mapping_of_a_partly_locked_range():
 
 def grandchild(region: Region) -> tuple[View, tuple[int, int], int]:
     """Lock in this child and fork: own view, and the grandchild's VmLck and lo mappings."""
-    libc.mlock(region.at(1), 2 * PAGE)
+    syscalls.mlock(region.at(1), 2 * PAGE)
     before = view(region)
     with Child() as child:
         seen = child.call(status.vmlck_pages), child.call(maps.locked_kb)
@@ -116,7 +119,7 @@ def grandchild(region: Region) -> tuple[View, tuple[int, int], int]:
 def test_fork_of_a_child_that_locked_drops_the_lock_again():
     """Each generation has only the locks it took itself: parent all, child two pages,
     grandchild none."""
-    with mapping("private", N, flags=libc.MAP_LOCKED) as region:
+    with mapping("private", N, flags=syscalls.MAP_LOCKED) as region:
         mine = view(region)
         with Child() as child:
             own, below, pid = child.call(grandchild, region)
@@ -129,7 +132,7 @@ def test_fork_of_a_child_that_locked_drops_the_lock_again():
 
 
 def fork_after_mlockall(flags: int) -> tuple[int, int, int, int]:
-    libc.mlockall(flags)
+    syscalls.mlockall(flags)
     with Child() as child:
         vmlck = child.call(status.vmlck_pages)
         locked = child.call(maps.locked_kb)
@@ -159,12 +162,12 @@ def new_mapping(flags: int = 0) -> tuple[list, int, int]:
 
 
 def fork_under_future(flags: int) -> tuple:
-    libc.mlockall(flags)
+    syscalls.mlockall(flags)
     before = new_mapping()
     with Child() as child:
         plain = child.call(new_mapping)
         vmlck = child.call(status.vmlck_pages)
-        onfault = child.call(new_mapping, libc.MAP_LOCKED)
+        onfault = child.call(new_mapping, syscalls.MAP_LOCKED)
         during = new_mapping()
     return before, plain, vmlck, onfault, during, new_mapping()
 
@@ -194,13 +197,13 @@ def test_fork_child_does_not_inherit_mcl_future(flags, locked):
 
 def brk_grown_by_a_child() -> tuple[int, int]:
     """VmLck in pages and lo mappings in kB of a child whose heap grew."""
-    end = libc.brk(0)
-    libc.brk(end + N * PAGE)
+    end = syscalls.brk(0)
+    syscalls.brk(end + N * PAGE)
     return status.vmlck_pages(), maps.locked_kb()
 
 
 def heap_of_a_child() -> tuple[int, int]:
-    libc.mlockall(MCL_CURRENT | MCL_FUTURE)
+    syscalls.mlockall(MCL_CURRENT | MCL_FUTURE)
     return run(brk_grown_by_a_child)
 
 
@@ -225,7 +228,7 @@ def test_child_mlockall_does_not_reach_the_parent(flags):
     with mapping("private", N) as region:
         before = view(region)
         with Child() as child:
-            child.call(libc.mlockall, flags)
+            child.call(syscalls.mlockall, flags)
             inside = child.call(new_mapping)
             assert inside == ([(0, N, "lo")], N), "MCL_FUTURE acts in the child that set it"
             outside = new_mapping()
@@ -234,11 +237,11 @@ def test_child_mlockall_does_not_reach_the_parent(flags):
 
 
 def child_clears_future() -> tuple:
-    libc.mlockall(MCL_FUTURE)
+    syscalls.mlockall(MCL_FUTURE)
     with Child() as child:
-        child.call(libc.munlockall)
+        child.call(syscalls.munlockall)
         first = new_mapping()
-        child.call(libc.mlockall, MCL_CURRENT)
+        child.call(syscalls.mlockall, MCL_CURRENT)
         return first, new_mapping()
 
 
@@ -254,11 +257,11 @@ def test_child_munlockall_does_not_cancel_the_parents_future():
 @pytest.mark.needs(f"lock:{N}")
 def test_many_forks_leave_the_parents_lock():
     """Fork after fork, with the children ending or killed, VmLck and lo of the parent stay."""
-    with mapping("private", N, flags=libc.MAP_LOCKED) as region:
+    with mapping("private", N, flags=syscalls.MAP_LOCKED) as region:
         before = view(region)
         for turn in range(6):
             with Child() as child:
                 if turn % 2:
-                    child.leave()
+                    child.exit()
         assert view(region) == before, "locks of the parent after six children"
         assert before.vmlck == N, "VmLck is the locked pages"

@@ -1,13 +1,14 @@
+# SPDX-License-Identifier: MIT
 """Locks are an address space's own: parent and child lock and unlock without each other."""
 
 import pytest
 
-from helpers import libc
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import KINDS, Region, mapping
+from helpers import syscalls
+from helpers.memory import MAPPING_KINDS, Region, mapping
 from helpers.observe import maps, mincore, pagemap, status
-from helpers.process import Child
+from helpers.processes import Child
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 N = 6
 pytestmark = [
@@ -18,11 +19,11 @@ pytestmark = [
 
 def locks(region: Region) -> tuple[int, list, str]:
     """VmLck in pages, shape of the range, and what MS_INVALIDATE (EBUSY on lo) says."""
-    flags = libc.MS_ASYNC | libc.MS_INVALIDATE
+    flags = syscalls.MS_ASYNC | syscalls.MS_INVALIDATE
     return (
         status.vmlck_pages(),
         maps.locks(region.addr, region.end, PAGE),
-        libc.outcome(libc.msync, region.addr, region.size, flags),
+        syscalls.outcome(syscalls.msync, region.addr, region.size, flags),
     )
 
 
@@ -31,12 +32,12 @@ NONE = (0, [(0, N, "")], "ok")
 MIDDLE = (2, [(0, 2, ""), (2, 4, "lo"), (4, N, "")], "EBUSY")
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_child_locks_inherited_memory_for_itself(kind):
     """A child may lock what its parent left unlocked, populating it; the parent gets no lock,
     and keeps none when the child unlocks."""
     with mapping(kind, N) as region, Child() as child:
-        child.call(libc.mlock, region.addr, region.size)
+        child.call(syscalls.mlock, region.addr, region.size)
         assert child.call(locks, region) == ALL, "the child's lock counts for the child"
         there = child.call(pagemap.present_count, region.addr, N)
         assert there == N, "the child's lock populates"
@@ -44,7 +45,7 @@ def test_child_locks_inherited_memory_for_itself(kind):
         if kind in {"private", "memfd-private", "file-private"}:
             seen = pagemap.present_count(region.addr, N)
             assert seen == 0, "the parent's private mapping is not populated"
-        child.call(libc.munlock, region.addr, region.size)
+        child.call(syscalls.munlock, region.addr, region.size)
         assert child.call(locks, region) == NONE, "the child unlocked"
 
 
@@ -52,11 +53,11 @@ def test_child_locks_inherited_memory_for_itself(kind):
 def test_child_locks_and_unlocks_beside_the_parents_lock(kind):
     """A child's lock and unlock of part of what the parent locked change the child's VmLck and
     mappings alone."""
-    with mapping(kind, N, flags=libc.MAP_LOCKED) as region, Child() as child:
-        child.call(libc.mlock, region.at(2), 2 * PAGE)
+    with mapping(kind, N, flags=syscalls.MAP_LOCKED) as region, Child() as child:
+        child.call(syscalls.mlock, region.at(2), 2 * PAGE)
         assert child.call(locks, region) == MIDDLE, "the child locked two pages for itself"
         assert locks(region) == ALL, "the parent's mapping is one and locked"
-        child.call(libc.munlock, region.at(2), 2 * PAGE)
+        child.call(syscalls.munlock, region.at(2), 2 * PAGE)
         assert child.call(locks, region) == NONE, "the child unlocked them"
         assert locks(region) == ALL, "the parent's lock stays"
 
@@ -66,14 +67,14 @@ def test_child_locks_and_unlocks_beside_the_parents_lock(kind):
 def test_parents_unlock_leaves_the_childs_lock(kind, call):
     """What the parent unlocks or unmaps stays locked, counted and present in a child that locked
     it too."""
-    with mapping(kind, N, flags=libc.MAP_LOCKED) as region:
+    with mapping(kind, N, flags=syscalls.MAP_LOCKED) as region:
         region.write(0x42)
         with Child() as child:
-            child.call(libc.mlock, region.addr, region.size)
+            child.call(syscalls.mlock, region.addr, region.size)
             if call == "munlockall":
-                libc.munlockall()
+                syscalls.munlockall()
             else:
-                getattr(libc, call)(region.addr, region.size)
+                getattr(syscalls, call)(region.addr, region.size)
             assert status.vmlck_pages() == 0, f"VmLck of the parent is 0 after {call}"
             assert child.call(locks, region) == ALL, "the child's lock stays"
             there = child.call(pagemap.present_count, region.addr, N)
@@ -83,18 +84,18 @@ def test_parents_unlock_leaves_the_childs_lock(kind, call):
 
 def unlock_by(call: str, child: Child, region: Region) -> None:
     if call == "munlock":
-        child.call(libc.munlock, region.addr, region.size)
+        child.call(syscalls.munlock, region.addr, region.size)
     elif call == "munlockall":
-        child.call(libc.munlockall)
+        child.call(syscalls.munlockall)
     elif call == "munmap":
-        child.call(libc.munmap, region.addr, region.size)
+        child.call(syscalls.munmap, region.addr, region.size)
     elif call == "MAP_FIXED":
-        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED
-        child.call(libc.mmap, region.addr, region.size, libc.PROT_RW, how)
+        how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
+        child.call(syscalls.mmap, region.addr, region.size, syscalls.PROT_RW, how)
     elif call == "exec":
-        child.become("cat")
+        child.exec("cat")
     elif call == "exit":
-        child.leave()
+        child.exit()
     else:
         child.kill()
 
@@ -109,11 +110,11 @@ WAYS = ["munlock", "munlockall", "munmap", "MAP_FIXED", "exec", "exit", "SIGKILL
 def test_childs_unlock_leaves_the_parents_lock(kind, call, own):
     """However a child lets go of memory its parent locked, and whether or not it had locked it
     too: the parent's VmLck, lo, present pages and contents stay."""
-    with mapping(kind, N, flags=libc.MAP_LOCKED) as region:
+    with mapping(kind, N, flags=syscalls.MAP_LOCKED) as region:
         region.write(0x42)
         with Child() as child:
             if own:
-                child.call(libc.mlock, region.addr, region.size)
+                child.call(syscalls.mlock, region.addr, region.size)
             unlock_by(call, child, region)
             assert locks(region) == ALL, f"the parent's lock after the child's {call}"
             seen = pagemap.present(region.addr, N), mincore.resident(region.addr, N)
@@ -126,21 +127,21 @@ def test_child_locks_on_fault_what_the_parent_locked_at_once(kind):
     """The kind of lock is each process's own: lo in the parent, lo lf in the child, and the other
     way round."""
     with mapping(kind, N) as region:
-        libc.mlock(region.at(0), 3 * PAGE)
-        libc.mlock2(region.at(3), 3 * PAGE, libc.MLOCK_ONFAULT)
+        syscalls.mlock(region.at(0), 3 * PAGE)
+        syscalls.mlock2(region.at(3), 3 * PAGE, syscalls.MLOCK_ONFAULT)
         mine = (N, [(0, 3, "lo"), (3, N, "lo lf")], "EBUSY")
         with Child() as child:
-            child.call(libc.mlock2, region.at(0), 3 * PAGE, libc.MLOCK_ONFAULT)
-            child.call(libc.mlock, region.at(3), 3 * PAGE)
+            child.call(syscalls.mlock2, region.at(0), 3 * PAGE, syscalls.MLOCK_ONFAULT)
+            child.call(syscalls.mlock, region.at(3), 3 * PAGE)
             theirs = (N, [(0, 3, "lo lf"), (3, N, "lo")], "EBUSY")
             assert child.call(locks, region) == theirs, "the child's kinds of lock"
             assert locks(region) == mine, "the parent's kinds of lock"
 
 
 def lock_everything_and_back(region: Region) -> tuple[int, int, int]:
-    libc.mlockall(libc.MCL_CURRENT)
+    syscalls.mlockall(syscalls.MCL_CURRENT)
     most = status.vmlck_pages()
-    libc.munlockall()
+    syscalls.munlockall()
     return most, status.vmlck_pages(), maps.locked_kb()
 
 
@@ -148,7 +149,7 @@ def lock_everything_and_back(region: Region) -> tuple[int, int, int]:
 def test_child_mlockall_and_munlockall_leave_the_parents_lock():
     """mlockall(MCL_CURRENT) and munlockall in a child are the child's alone."""
     with mapping("private", N) as region:
-        libc.mlock(region.at(2), 2 * PAGE)
+        syscalls.mlock(region.at(2), 2 * PAGE)
         with Child() as child:
             most, after, locked = child.call(lock_everything_and_back, region)
         assert most > N, "the child locked its whole address space"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Threads, vfork and CLONE_VM children share one address space, and so its locks."""
 
 import os
@@ -7,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from helpers import libc
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
+from helpers import syscalls
 from helpers.memory import Region, mapping
-from helpers.observe import maps, pagemap, rusage, status
-from helpers.process import Child, ChildKilled, vforked
+from helpers.observe import maps, page_faults, pagemap, status
+from helpers.processes import Child, ChildKilled, call_in_vfork_child
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 N = 6
 pytestmark = [pytest.mark.needs(f"lock:{N}"), pytest.mark.source("mlock(2)", "clone(2) CLONE_VM")]
@@ -53,7 +54,7 @@ def test_lock_by_a_thread_is_the_process_s_and_outlives_the_thread(kind):
     with mapping(kind, N) as region:
 
         def act() -> tuple:
-            libc.mlock(region.addr, region.size)
+            syscalls.mlock(region.addr, region.size)
             own = f"self/task/{threading.get_native_id()}"
             return locks(region), locks(region, own), status.vmlck_pages(f"self/task/{os.getpid()}")
 
@@ -62,9 +63,9 @@ def test_lock_by_a_thread_is_the_process_s_and_outlives_the_thread(kind):
         assert locks(region) == ALL, "the lock stays when its thread has ended"
         # Read: a first write to clean shared memory faults where the MMU keeps no dirty bit itself
         # (arm64 before 8.1), for mlock populates what is shared by reading.
-        faults = rusage.reading(region.addr, region.size)
-        assert faults == rusage.Faults(0, 0), "the pages the thread locked are present for all"
-        libc.munlock(region.addr, region.size)
+        faults = page_faults.faults_reading(region.addr, region.size)
+        assert faults == page_faults.Faults(0, 0), "the pages the thread locked are present for all"
+        syscalls.munlock(region.addr, region.size)
         assert locks(region) == NONE, "another thread's lock is undone by one munlock"
 
 
@@ -72,10 +73,10 @@ def test_lock_by_a_thread_is_the_process_s_and_outlives_the_thread(kind):
 def test_unlock_by_a_thread_undoes_the_leaders_lock(call):
     """munlock, munlockall and munmap by a thread that is not the leader undo a lock that the
     leader took."""
-    with mapping("private", N, flags=libc.MAP_LOCKED) as region:
+    with mapping("private", N, flags=syscalls.MAP_LOCKED) as region:
         assert locks(region) == ALL, "locked by the leader"
         arguments = () if call == "munlockall" else (region.addr, region.size)
-        in_thread(lambda: getattr(libc, call)(*arguments))
+        in_thread(lambda: getattr(syscalls, call)(*arguments))
         after = (0, []) if call == "munmap" else NONE
         assert locks(region) == after, f"the leader sees the thread's {call}"
 
@@ -83,14 +84,14 @@ def test_unlock_by_a_thread_undoes_the_leaders_lock(call):
 def test_part_locked_by_each_of_two_threads_adds_up():
     """Two threads that lock overlapping parts share one account: each page counts once."""
     with mapping("private", N) as region:
-        in_thread(lambda: libc.mlock(region.at(0), 4 * PAGE))
-        in_thread(lambda: libc.mlock2(region.at(2), 4 * PAGE, libc.MLOCK_ONFAULT))
+        in_thread(lambda: syscalls.mlock(region.at(0), 4 * PAGE))
+        in_thread(lambda: syscalls.mlock2(region.at(2), 4 * PAGE, syscalls.MLOCK_ONFAULT))
         assert locks(region) == (N, [(0, 2, "lo"), (2, N, "lo lf")]), "locks of both threads"
 
 
 def test_fork_by_a_thread_drops_locks_like_any_fork():
     """A child forked by a thread has none of the process's locks; the process keeps them."""
-    with mapping("private", N, flags=libc.MAP_LOCKED) as region:
+    with mapping("private", N, flags=syscalls.MAP_LOCKED) as region:
 
         def act() -> tuple:
             with Child() as child:
@@ -107,9 +108,9 @@ def mapping_state() -> tuple[list, int]:
 
 
 def future_by_thread(flags: int) -> tuple:
-    in_thread(lambda: libc.mlockall(flags))
+    in_thread(lambda: syscalls.mlockall(flags))
     first = mapping_state()
-    in_thread(libc.munlockall)
+    in_thread(syscalls.munlockall)
     return first, mapping_state(), status.vmlck_kb()
 
 
@@ -139,11 +140,11 @@ def test_lock_by_a_vfork_child_is_the_parents(kind):
     """mlock and mlock2 by a child that shares the address space lock the parent's memory, count in
     its VmLck, and stay when the child has ended."""
     with mapping(kind, N) as region:
-        vforked("mlock", region.addr, 4 * PAGE)
+        call_in_vfork_child("mlock", region.addr, 4 * PAGE)
         assert locks(region) == (4, [(0, 4, "lo"), (4, N, "")]), "after the child's mlock"
         present = pagemap.present(region.addr, N)
         assert present == [True] * 4 + [False] * 2, "the child's mlock populated"
-        vforked("mlock2", region.at(4), 2 * PAGE, libc.MLOCK_ONFAULT)
+        call_in_vfork_child("mlock2", region.at(4), 2 * PAGE, syscalls.MLOCK_ONFAULT)
         assert locks(region) == (N, [(0, 4, "lo"), (4, N, "lo lf")]), "after the child's mlock2"
 
 
@@ -153,19 +154,19 @@ def test_lock_by_a_vfork_child_is_the_parents(kind):
 def test_unlock_by_a_vfork_child_unlocks_the_parent(kind):
     """munlock of part, then munlockall, by a child that shares the address space take the parent's
     locks away."""
-    with mapping(kind, N, flags=libc.MAP_LOCKED) as region:
-        vforked("munlock", region.at(2), 2 * PAGE)
+    with mapping(kind, N, flags=syscalls.MAP_LOCKED) as region:
+        call_in_vfork_child("munlock", region.at(2), 2 * PAGE)
         expected = (N - 2, [(0, 2, "lo"), (2, 4, ""), (4, N, "lo")])
         assert locks(region) == expected, "after the child's munlock"
-        vforked("munlockall")
+        call_in_vfork_child("munlockall")
         assert locks(region) == NONE, "after the child's munlockall"
 
 
 @pytest.mark.needs("vfork")
 def test_unmapping_by_a_vfork_child_uncounts_in_the_parent():
     """munmap by a child that shares the address space takes the pages out of the parent's VmLck."""
-    with mapping("private", N, flags=libc.MAP_LOCKED) as region:
-        vforked("munmap", region.at(4), 2 * PAGE)
+    with mapping("private", N, flags=syscalls.MAP_LOCKED) as region:
+        call_in_vfork_child("munmap", region.at(4), 2 * PAGE)
         assert locks(region) == (N - 2, [(0, 4, "lo")]), "the parent after the child's munmap"
 
 
@@ -174,22 +175,22 @@ def test_unmapping_by_a_vfork_child_uncounts_in_the_parent():
 def test_end_of_a_vfork_child_leaves_the_shared_locks(way):
     """A child that shares the address space and ends, by exit or by a signal, takes no lock along:
     the address space lives on."""
-    with mapping("private", N, flags=libc.MAP_LOCKED) as region:
+    with mapping("private", N, flags=syscalls.MAP_LOCKED) as region:
         region.write(0x42)
         if way == "exit":
-            vforked("getppid")
+            call_in_vfork_child("getppid")
         else:
             with pytest.raises(ChildKilled):
-                vforked("raise", signal.SIGKILL)
+                call_in_vfork_child("raise", signal.SIGKILL)
         assert locks(region) == ALL, f"the parent's locks after the child's {way}"
         assert pagemap.present(region.addr, N) == [True] * N, "pages stay present"
         assert region.read() == b"\x42" * region.size, "contents stay"
 
 
 def vfork_future(flags: int) -> tuple:
-    vforked("mlockall", flags)
+    call_in_vfork_child("mlockall", flags)
     first = mapping_state()
-    vforked("munlockall")
+    call_in_vfork_child("munlockall")
     return first, mapping_state(), status.vmlck_kb()
 
 

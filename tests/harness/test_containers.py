@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The suite inside containers of four privilege settings, and the advice that it gives there.
 
 The containers' root is this machine's /usr and Python, read-only: no registry, no download.
@@ -19,8 +20,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import container, privilege, requirements, timeouts
-from helpers.libc import PAGE
+from helpers.machine import timeouts
+from helpers.processes import credentials
+from helpers.requirements import remedies, requirement
+from helpers.syscalls import PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = [
@@ -295,7 +298,7 @@ def not_verified(kind, setting: Setting, path: Path) -> dict[str, str]:
     """Run in a container, where nothing may fail: requirement → reason, of what is missing."""
     if not shutil.which(kind.binary):
         pytest.skip(f"needs {kind.binary}: not installed; apt install podman bubblewrap")
-    lacking = {name for name in privilege.CAPABILITIES if not privilege.has(name)}
+    lacking = {name for name in credentials.CAPABILITIES if not credentials.has_capability(name)}
     if lacking > {"CAP_SYS_RESOURCE"}:
         pytest.skip(f"needs {', '.join(lacking)} to give to a container; run as root")
     before = traces(path)
@@ -365,22 +368,22 @@ def traces(path: Path) -> set[str]:
 def test_remedy_is_the_containers_option(marks, inside, words):
     """Inside a known container its option is named; elsewhere, and for what no option gives,
     the machine's own remedy stays."""
-    text = container.remedy(marks, "a kernel", 8 * 4096 + requirements.SLACK, inside)
+    text = remedies.remedy(marks, "a kernel", 8 * 4096 + requirement.SLACK, inside)
     assert words in text
     assert text == words or text.startswith(f"{inside}: "), text
 
 
 def test_every_option_is_of_a_requirement():
     """The tables name requirements that exist."""
-    for table in (container._OCI, container._NSPAWN):
-        assert set(table) <= set(requirements.names())
+    for table in (remedies._OCI, remedies._NSPAWN):
+        assert set(table) <= set(requirement.names())
 
 
 def test_marks_of_a_container_count_only_inside_one(monkeypatch):
     """A file or variable that an image left behind does not make a machine a container."""
     monkeypatch.setenv("container", "podman")
-    inside = os.stat("/proc/self/ns/pid").st_ino != container._PID_INIT_INO
-    assert container.engine() == ("podman" if inside else "")
+    inside = os.stat("/proc/self/ns/pid").st_ino != remedies._PID_INIT_INO
+    assert remedies.container_engine() == ("podman" if inside else "")
     there = os.stat_result([0o100444, 12345, *[0] * 8])
     monkeypatch.setattr(os, "stat", lambda *_, **__: there)
-    assert container.engine() == "podman"
+    assert remedies.container_engine() == "podman"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The suite without a right, under another setting, and beside somebody who changes settings."""
 
 import os
@@ -12,30 +13,33 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import guard, kernel, privilege, process, requirements
+from helpers import processes
 from helpers.environments import rights, running, settings, swap
+from helpers.machine import kernel_version, state
 from helpers.observe import status
-from helpers.report.verdicts import Behaviour, Verdict
+from helpers.processes import credentials
+from helpers.report.verdicts import CaseResult, Verdict
+from helpers.requirements import requirement
 
 MAY_CHANGE_USER = pytest.mark.needs("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 
 CASES = """
+from helpers.processes import credentials
 import pytest
-from helpers import privilege
 
 def test_needs_nothing():
     pass
 
 def test_names_it():
-    if not privilege.has("CAP_NET_RAW"):
+    if not credentials.has_capability("CAP_NET_RAW"):
         pytest.skip("needs packet-ring: no packet socket; CAP_NET_RAW")
 
 def test_says_something_else():
-    if not privilege.has("CAP_NET_RAW"):
+    if not credentials.has_capability("CAP_NET_RAW"):
         pytest.skip("needs better weather")
 
 def test_fails_without():
-    assert privilege.has("CAP_NET_RAW")
+    assert credentials.has_capability("CAP_NET_RAW")
 """
 
 
@@ -74,7 +78,7 @@ def need_interpreter_of_nobody():
         return subprocess.run([sys.executable, "-c", ""], check=False).returncode
 
     try:
-        assert process.run(start) == 0
+        assert processes.run(start) == 0
     except OSError as error:
         pytest.skip(f"needs an interpreter that nobody can reach: {error}; chmod a+x its folders")
 
@@ -154,16 +158,16 @@ def test_child_that_changed_its_user_is_ended_without_cap_kill():
     """A child of another user is killed though we may not signal it, a busy one too."""
 
     def without():
-        privilege.drop("CAP_KILL")
-        with process.Child() as child:
-            child.call(privilege.become)
+        credentials.drop("CAP_KILL")
+        with processes.Child() as child:
+            child.call(credentials.set_user)
             child.start(time.sleep, 60)
             with pytest.raises(PermissionError):
                 os.kill(child.pid, 9)
         return child.wait()
 
     began = time.monotonic()
-    assert os.WTERMSIG(process.run(without)) == 9
+    assert os.WTERMSIG(processes.run(without)) == 9
     assert time.monotonic() - began < 15
 
 
@@ -193,7 +197,7 @@ def test_hangs():
     time.sleep(60)
 """
     )
-    done = suite.run(preexec_fn=lambda: privilege.drop("CAP_KILL"))
+    done = suite.run(preexec_fn=lambda: credentials.drop("CAP_KILL"))
     assert "1 failed, 1 passed" in done.stdout, done.stdout
     assert "hung: killed with its process group" in done.stdout
     left = [p for p in psutil.process_iter(["cmdline"]) if marker in (p.info["cmdline"] or [])]
@@ -203,13 +207,13 @@ def test_hangs():
 def test_only_what_the_run_changed_is_held_against_it(tmp_path, monkeypatch):
     """A setting that differs at the end is a difference if the run changed it, else a note."""
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
-    monkeypatch.setattr(guard, "_SETTINGS", (str(mine), str(theirs)))
+    monkeypatch.setattr(state, "_SETTINGS", (str(mine), str(theirs)))
     for path in (mine, theirs):
         path.write_text("60")
-    before = guard.snapshot("memlock-tests-0")
+    before = state.read("memlock-tests-0")
     for path in (mine, theirs):
         path.write_text("10")
-    lines, notes = guard.differences(before, "memlock-tests-0", {str(mine)}, patience=0)
+    lines, notes = state.diff(before, "memlock-tests-0", {str(mine)}, patience=0)
     assert lines == [f"settings: {mine} = 10 is new", f"settings: {mine} = 60 is gone"]
     assert notes == [f"settings: {theirs} = 10 is new", f"settings: {theirs} = 60 is gone"]
 
@@ -218,7 +222,8 @@ def test_setting_changed_by_a_neighbour_is_a_note(suite):
     """A run in which somebody else changes a setting says so and exits with 0."""
     (suite.path / "swappiness").write_text("60")
     (suite.path / "tests" / "conftest.py").write_text(
-        f"from helpers import guard\nguard._SETTINGS = ({str(suite.path / 'swappiness')!r},)\n"
+        "from helpers.machine import state\n"
+        f"state._SETTINGS = ({str(suite.path / 'swappiness')!r},)\n"
     )
     suite.case(
         f"""
@@ -242,8 +247,8 @@ def test_meanwhile():
 
 def test_too_few_vmas_are_a_reason():
     """A case that wants more VMAs than vm.max_map_count allows is not run, and says so."""
-    assert requirements.missing("vmas:1", {}, 0) is None
-    found = requirements.missing(f"vmas:{1 << 32}", {}, 0)
+    assert requirement.unmet("vmas:1", {}, 0) is None
+    found = requirement.unmet(f"vmas:{1 << 32}", {}, 0)
     assert "vm.max_map_count" in str(found)
 
 
@@ -254,7 +259,7 @@ def test_baseline_is_compared_case_by_case():
     class Made:
         def __init__(self, **verdicts):
             self.behaviours = {
-                n: Behaviour(n, verdict=Verdict(v), reason=r) for n, (v, r) in verdicts.items()
+                n: CaseResult(n, verdict=Verdict(v), reason=r) for n, (v, r) in verdicts.items()
             }
 
     before = Made(a=("verified", ""), b=("verified", ""), c=("not verified", "x"))
@@ -268,13 +273,13 @@ def test_baseline_is_compared_case_by_case():
 
 def test_release_is_the_kernels_whatever_uname_says():
     """Under the personality UNAME26 uname(2) says 2.6; deviations go by the true release."""
-    real = kernel.release()
+    real = kernel_version.release()
 
     def disguised():
         settings.personality(settings.PERSONALITIES["UNAME26"])
-        return os.uname().release, kernel.release()
+        return os.uname().release, kernel_version.release()
 
-    shown, release = process.run(disguised)
+    shown, release = processes.run(disguised)
     assert shown.startswith("2.6.")
     assert release == real
 
@@ -285,9 +290,9 @@ def test_too_little_address_space_is_a_reason():
     def narrow():
         soft = status.kb("VmSize") * 1024 + (64 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
-        few, many = (str(requirements.missing(f"space:{n}", {}, 0)) for n in (1, 1 << 20))
+        few, many = (str(requirement.unmet(f"space:{n}", {}, 0)) for n in (1, 1 << 20))
         return few, many
 
-    few, many = process.run(narrow)
+    few, many = processes.run(narrow)
     assert few == "None"
     assert "ulimit -v" in many

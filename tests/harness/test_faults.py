@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Fault switches: a kernel that lies is noticed, one that does not is not, and both are said."""
 
 import json
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from helpers import timeouts
-from helpers.faults import catalogue, matrix, plugin
-from helpers.faults.tracing import Refused, machine
-from helpers.report import result
+from helpers.faults import catalogue
+from helpers.faults.fault import MECHANISMS
+from helpers.machine import timeouts
+from helpers.pytest_plugin import fault_injection
+from helpers.report import detection_matrix, result
+from helpers.syscalls.ptrace import TracingUnavailable, register_layout
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = {
@@ -35,8 +38,8 @@ CHAPTERS = {
 """A fault of each chapter and the cases that know better."""
 
 try:
-    machine()
-except Refused as why:
+    register_layout()
+except TracingUnavailable as why:
     pytestmark = pytest.mark.skip(reason=str(why))
 
 
@@ -55,7 +58,7 @@ def test_a_fault_of_each_chapter_is_noticed_where_it_should_be(tmp_path):
     cases = [f"tests/{case}" for case in CHAPTERS.values()]
     done = suite_run(f"--fault-matrix={tmp_path}", "--fault", ",".join(CHAPTERS), *cases)
     assert done.returncode == 0, done.stdout
-    data = matrix.load(tmp_path / "matrix.json")
+    data = detection_matrix.load(tmp_path / "matrix.json")
     assert not [n for n, row in data["cases"].items() if row["baseline"] == "failed"], done.stdout
     assert data["problems"] == [], "every lie could be told"
     for fault, case in CHAPTERS.items():
@@ -77,13 +80,16 @@ def test_a_supervised_kernel_that_does_not_lie_is_all_green():
 
 
 LIED_TO = '''
-import os
-from helpers import bare, libc, memory, process
+from helpers import memory
+from helpers import processes
+from helpers import syscalls
 from helpers.observe import maps
+from helpers.processes import stub
+import os
 
 def locked():
     with memory.mapping("private", 2) as region:
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         return maps.locked_kb() > 0
 
 def test_own():
@@ -92,18 +98,18 @@ def test_own():
 
 def test_child():
     """A child's."""
-    with process.Child() as child:
+    with processes.Child() as child:
         assert child.call(locked), "lo in the child"
 
 def test_grandchild():
     """A child's child's."""
-    assert process.run(lambda: process.run(locked)), "lo two forks away"
+    assert processes.run(lambda: processes.run(locked)), "lo two forks away"
 
 def test_bare():
     """A process without an interpreter."""
-    with bare.Bare() as other:
+    with stub.StubProcess() as other:
         addr = other.mmap(2)
-        other.call("mlock", addr, 2 * libc.PAGE)
+        other.call("mlock", addr, 2 * syscalls.PAGE)
         assert maps.locked_kb(other.pid) > 0, "lo behind execve"
 
 def test_thread():
@@ -167,8 +173,8 @@ def test_without_ptrace_nothing_runs(suite):
     suite.case(LIED_TO)
     code = (
         "import errno, os, sys\n"
-        "from helpers.faults import tracing\n"
-        "tracing.deny([tracing.number('ptrace')], errno.EPERM)\n"
+        "from helpers.syscalls import number, seccomp\n"
+        "seccomp.deny([number('ptrace')], errno.EPERM)\n"
         "os.execv(sys.executable, sys.argv[1:])\n"
     )
     command = suite.command("--fault", "mlock-ignored")
@@ -193,9 +199,9 @@ def test_without_ptrace_nothing_runs(suite):
 )
 def test_a_kernel_without_filters_is_refused(monkeypatch, missing, text):
     """Where system calls cannot be filtered, the probe says so: no fault is taken for acting."""
-    monkeypatch.setattr("helpers.faults.tracing.stop_at", missing)
-    with pytest.raises(Refused, match=text):
-        plugin.probe()
+    monkeypatch.setattr("helpers.syscalls.seccomp.stop_at", missing)
+    with pytest.raises(TracingUnavailable, match=text):
+        fault_injection.probe()
 
 
 def test_list_of_faults(suite):
@@ -221,7 +227,7 @@ def test_catalogue_points_at_cases_that_exist():
         path, _, name = fault.noticed_by.partition("::")
         text = (ROOT / "tests" / path).read_text()
         assert f"def {name}" in text, f"{fault.name}: {fault.noticed_by}"
-        assert fault.mechanism in catalogue.MECHANISMS, fault.name
+        assert fault.mechanism in MECHANISMS, fault.name
 
 
 def test_no_case_imports_the_faults():
@@ -255,7 +261,7 @@ def test_worth_of_a_matrix(tmp_path):
     data = sample()
     c = list(data["cases"])[2]
     (tmp_path / "matrix.json").write_text(json.dumps(data))
-    found = matrix.worth(matrix.load(tmp_path))
+    found = detection_matrix.count(detection_matrix.load(tmp_path))
     assert (found.faults, found.noticed, found.expected) == (3, 2, 1)
     assert (found.cases, found.shown, found.controlled) == (3, 1, 1)
     assert (found.unnoticed, found.unexpected, found.idle) == (
@@ -265,8 +271,8 @@ def test_worth_of_a_matrix(tmp_path):
     assert not found.whole
     data["cells"] = {"seen": {"noticed": [0]}, "missed": {"noticed": [1]},
                      "idle": {"noticed": [2]}, "elsewhere": {"noticed": [2]}}  # fmt: skip
-    assert matrix.worth(matrix.unpacked(data)).whole
-    assert matrix.packed(matrix.unpacked(data)) == data
+    assert detection_matrix.count(detection_matrix.unpacked(data)).whole
+    assert detection_matrix.packed(detection_matrix.unpacked(data)) == data
 
 
 def faults_command(*arguments):
@@ -280,16 +286,16 @@ def faults_command(*arguments):
 def test_matrices_of_chapters_are_merged(tmp_path):
     """A later part replaces the cases that it has, and what is kept is read again."""
     first, *_ = sample()["cases"]
-    old, new = matrix.unpacked(sample()), matrix.unpacked(sample())
+    old, new = detection_matrix.unpacked(sample()), detection_matrix.unpacked(sample())
     old["cells"]["seen"] = dict.fromkeys(old["cases"], "noticed")
     new["cases"] = {first: new["cases"][first]}
     new["cells"] = {"seen": {first: "missed"}}
-    matrix.write(old, tmp_path / "old")
-    matrix.write(new, tmp_path / "new")
+    detection_matrix.write(old, tmp_path / "old")
+    detection_matrix.write(new, tmp_path / "new")
     done = faults_command("merge", tmp_path / "out", tmp_path / "old", tmp_path / "new")
     assert done.returncode == 1, "something is left over"
     assert "noticed by nobody: missed" in done.stdout, done.stdout + done.stderr
-    row = matrix.load(tmp_path / "out")["cells"]["seen"]
+    row = detection_matrix.load(tmp_path / "out")["cells"]["seen"]
     assert row == dict.fromkeys(old["cases"], "noticed") | {first: "missed"}
 
 
@@ -307,18 +313,19 @@ def test_unreadable_matrix_is_one_line(tmp_path, text):
 
 
 SHOWN = '''
-from helpers import libc, memory
+from helpers import memory
+from helpers import syscalls
 from helpers.observe import maps
 
 def test_notices():
     """A lock is lo."""
     with memory.mapping("private", 2) as region:
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         assert maps.locked_kb() > 0, "lo"
 
 def test_cannot_fail():
     """A case that would let any kernel pass."""
-    libc.outcome(libc.mlock, 0, 0)
+    syscalls.outcome(syscalls.mlock, 0, 0)
 '''
 
 
@@ -339,8 +346,8 @@ def test_result_and_page_carry_the_matrix(suite):
     assert done.returncode == 1, done.stdout
     assert "not broken by any fault: tests/calls/test_case.py::test_cannot_fail" in done.stdout
     carried = result.load(suite.path / "out").sensitivity
-    assert carried == matrix.load(suite.path / "m")
-    assert matrix.worth(carried).shown == 1
+    assert carried == detection_matrix.load(suite.path / "m")
+    assert detection_matrix.count(carried).shown == 1
     suite.run("--report=plain")
     assert result.load(suite.path / "plain").sensitivity is None
     assert report("carry", "plain", "m").returncode == 0

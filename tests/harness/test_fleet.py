@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What fleets read: tmt's metadata, LAVA's test definition, the workflow of GitHub Actions."""
 
 import json
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.report.formats import words
-from helpers.report.verdicts import Behaviour, Verdict
+from helpers.report.ktap import unique_ktap_ids
+from helpers.report.verdicts import CaseResult, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 FLEET = ROOT / ".fleet"
@@ -102,7 +103,7 @@ def test_lava_gets_a_case_for_each_behaviour(suite, tmp_path):
     seen = dict(line.split(" --result ") for line in (tmp_path / "seen").read_text().splitlines())
     result = json.loads((suite.path / "results" / "result.json").read_text())
     verdicts = {row["id"]: Verdict(row["verdict"]) for row in result["behaviours"]}
-    names = words(Behaviour(id=i, chapter="", verdict=v) for i, v in verdicts.items())
+    names = unique_ktap_ids(CaseResult(id=i, chapter="", verdict=v) for i, v in verdicts.items())
     kinds = {
         Verdict.VERIFIED: "pass", Verdict.DEVIATES: "pass", Verdict.FAILED: "fail",
         Verdict.BROKEN: "fail", Verdict.NOT_VERIFIED: "skip", Verdict.INCONCLUSIVE: "skip",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Options and requirements: bad input is one line and exit code 4, a skip is a statement."""
 
 import subprocess
@@ -5,7 +6,8 @@ import subprocess
 import psutil
 import pytest
 
-from helpers import gating, requirements
+from helpers.pytest_plugin.options import check_versions, parse_memory_budget
+from helpers.requirements import requirement
 
 FINE = "def test_fine():\n    pass\n"
 
@@ -87,10 +89,10 @@ def test_unknown_architecture_is_said(suite):
 def test_broken_pair_of_plugins_is_refused():
     """pytest 9.2 with pytest-forked 1.7.5 is named and refused; its neighbours are not."""
     with pytest.raises(pytest.UsageError, match=r'pip install "pytest<9\.2"'):
-        gating.check_versions("9.2.0", "1.7.5")
-    gating.check_versions("9.1.1", "1.7.5")
-    gating.check_versions("9.2.0", "1.8.0")
-    gating.check_versions("7.2.1", "1.4.0")
+        check_versions("9.2.0", "1.7.5")
+    check_versions("9.1.1", "1.7.5")
+    check_versions("9.2.0", "1.8.0")
+    check_versions("7.2.1", "1.4.0")
 
 
 NEEDY = """
@@ -138,14 +140,14 @@ def test_required_requirement_fails_when_missing(powerless, names, workers):
 
 
 FILTERED = """
+from helpers.requirements import probing
+from helpers.requirements.facility import Unavailable
 def pytest_configure():
-    from helpers import facilities
-    from helpers.probes.why import Unavailable
 
     def blocked():
         raise Unavailable("answered by a filter")
 
-    facilities.PROBES["lock-calls"] = blocked
+    probing.PROBES["lock-calls"] = blocked
 """
 
 
@@ -172,15 +174,15 @@ def test_budget_defaults_to_a_tenth(monkeypatch):
     """The default budget is a tenth of MemAvailable, at most 1 GiB."""
     memory = type("memory", (), {"available": 4 << 30})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    assert gating.budget(None) == (4 << 30) // 10
+    assert parse_memory_budget(None) == (4 << 30) // 10
     memory.available = 64 << 30
-    assert gating.budget(None) == 1 << 30
-    assert gating.budget("64M") == 64 << 20
-    assert gating.budget("1g") == 1 << 30
+    assert parse_memory_budget(None) == 1 << 30
+    assert parse_memory_budget("64M") == 64 << 20
+    assert parse_memory_budget("1g") == 1 << 30
 
 
 def test_every_requirement_name_is_known():
     """``--require all`` stands for every name, and each name is accepted alone."""
-    assert requirements.wanted("all") == frozenset(requirements.names())
-    for name in requirements.names():
-        assert requirements.wanted(name) == {name}
+    assert requirement.parse_require_option("all") == frozenset(requirement.names())
+    for name in requirement.names():
+        assert requirement.parse_require_option(name) == {name}

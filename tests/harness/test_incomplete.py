@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A result never claims what did not run, and its exit code is the one of the process."""
 
 import json
@@ -13,7 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from helpers.report import formats, result
+from helpers.report import result
+from helpers.report.ktap import unique_ktap_ids
 from helpers.report.verdicts import Verdict
 
 WORKERS = pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
@@ -34,7 +36,7 @@ def agree(suite, code: int, screen: str = "") -> dict[str, Verdict]:
         assert all(b.reason and b.chapter == "calls" for b in lost)
 
     ktap = (suite.path / "out" / "result.ktap").read_text()
-    names = formats.words(rows)
+    names = unique_ktap_ids(rows)
     assert (f"# incomplete: {words}" in ktap) == bool(lost)
     for b in lost:
         assert re.search(rf"^    not ok \d+ {re.escape(names[b.id])} # ERROR not run$", ktap, re.M)

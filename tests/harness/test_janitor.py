@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The machine is left as it was, whatever ends the run, and nothing foreign is ever touched."""
 
 import json
@@ -11,36 +12,36 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import janitor, timeouts
-from helpers.pressure import swap
+from helpers.machine import block_devices, cleanup_process, journal, timeouts, undo
+from helpers.machine.records import NAME, start_time
 
 PRESSING = """
+from helpers import syscalls
+from helpers.memory import mapping
+from helpers.processes import Child
 import time
 import pytest
-from helpers import libc
-from helpers.memory import mapping
-from helpers.process import Child
 
 @pytest.mark.needs("cgroup", "swap", "lock:64")
 @pytest.mark.parametrize("n", range(40))
-def test_presses(pressure, n):
+def test_presses(reclaim, n):
     with mapping("private", 64) as locked, mapping("private", 64) as control:
-        with pressure.cgroup() as group, Child() as child:
+        with reclaim.cgroup() as group, Child() as child:
             group.add(child.pid)
             child.call(locked.write)
             child.call(control.write)
-            child.call(libc.mlock, locked.addr, locked.size)
+            child.call(syscalls.mlock, locked.addr, locked.size)
             group.reclaim()
             with open("progress", "a") as file:
                 file.write("x")
             time.sleep(0.05)
 """
-MARK = re.compile(rf"{janitor.NAME}-[0-9a-f]{{16}}")
+MARK = re.compile(rf"{NAME}-[0-9a-f]{{16}}")
 
 
 def traces() -> list[str]:
     """All that any run of the suite has on the machine just now."""
-    found = [path for path in swap.areas() if MARK.search(path)]
+    found = [path for path in block_devices.areas() if MARK.search(path)]
     for where in ("/run/memlock-tests", "/var/tmp", "/tmp", "/sys/fs/cgroup"):
         for folder, names, _ in os.walk(where):
             found += [f"{folder}/{n}" for n in names if MARK.match(n)]
@@ -48,7 +49,10 @@ def traces() -> list[str]:
                 names.clear()
     for process in psutil.process_iter(["cmdline", "pid"]):
         command = " ".join(process.info["cmdline"] or [])
-        if "helpers.janitor" in command and process.status() != psutil.STATUS_ZOMBIE:
+        if (
+            "helpers.machine.cleanup_process" in command
+            and process.status() != psutil.STATUS_ZOMBIE
+        ):
             found.append(f"janitor {process.info['pid']} {command}")
     return sorted(t for t in found if not any(name in t for name in living()))
 
@@ -164,7 +168,7 @@ def test_killed_worker_leaves_nothing(pressing):
         until_pressing(pressing, run)
         workers = [
             p for p in psutil.Process(run.pid).children()
-            if "helpers.janitor" not in " ".join(p.cmdline())
+            if "helpers.machine.cleanup_process" not in " ".join(p.cmdline())
         ]  # fmt: skip
         workers[0].kill()
         run.communicate(timeout=timeouts.scaled(100))
@@ -179,7 +183,7 @@ def test_later_run_clears_what_a_dead_janitor_left(pressing):
     with begin(pressing) as run:
         until_pressing(pressing, run)
         for child in psutil.Process(run.pid).children():
-            if "helpers.janitor" in " ".join(child.cmdline()):
+            if "helpers.machine.cleanup_process" in " ".join(child.cmdline()):
                 child.kill()
         os.killpg(run.pid, signal.SIGKILL)
     assert gone_after(before, 1), "something was left behind"
@@ -190,9 +194,9 @@ def test_later_run_clears_what_a_dead_janitor_left(pressing):
 
 @pytest.fixture
 def run(tmp_path):
-    folder = tmp_path / f"{janitor.NAME}-0123456789abcdef"
+    folder = tmp_path / f"{NAME}-0123456789abcdef"
     folder.mkdir(mode=0o700)
-    return janitor.Run(folder)
+    return journal.ChangeJournal(folder)
 
 
 def test_foreign_records_are_left_alone(run, tmp_path):
@@ -201,7 +205,7 @@ def test_foreign_records_are_left_alone(run, tmp_path):
     precious.mkdir()
     records = [
         {"kind": "folder", "path": str(precious)},
-        {"kind": "folder", "path": f"{tmp_path}/{janitor.NAME}-0123456789abcdef/../precious"},
+        {"kind": "folder", "path": f"{tmp_path}/{NAME}-0123456789abcdef/../precious"},
         {"kind": "cgroup", "path": "/sys/fs/cgroup"},
         {"kind": "setting", "path": "/etc/passwd", "value": "x"},
         {"kind": "module", "name": "ext4"},
@@ -227,7 +231,7 @@ def test_link_in_place_of_a_folder_is_not_followed(run, tmp_path):
     """A symbolic link with a run's name is not a folder of ours."""
     precious = tmp_path / "precious"
     precious.mkdir()
-    link = tmp_path / f"{janitor.NAME}-fedcba9876543210"
+    link = tmp_path / f"{NAME}-fedcba9876543210"
     link.symlink_to(precious)
     run.record("folder", path=str(link))
     (problem,) = run.undo()
@@ -238,7 +242,7 @@ def test_link_in_place_of_a_folder_is_not_followed(run, tmp_path):
 def test_process_is_signalled_only_if_it_proves_to_be_ours(run):
     """A pid is only signalled if its start time is the recorded one and it holds its record."""
     with subprocess.Popen(["sleep", "60"]) as other:
-        started = janitor.start_time(other.pid)
+        started = start_time(other.pid)
         run.record("process", pid=other.pid, started=started - 100)
         assert run.undo() == []
         assert other.poll() is None, "another process of that number lives on"
@@ -250,7 +254,7 @@ def test_process_is_signalled_only_if_it_proves_to_be_ours(run):
         other.kill()
     path = run.record("process", pid=os.getpid(), started=0)
     with path.open() as held, subprocess.Popen(["sleep", "60"], stdin=held) as ours:
-        proof = {"pid": ours.pid, "started": janitor.start_time(ours.pid)}
+        proof = {"pid": ours.pid, "started": start_time(ours.pid)}
         path.write_text(json.dumps(json.loads(path.read_text()) | proof))
         assert run.undo() == []
         assert ours.wait(10) == -signal.SIGKILL
@@ -259,7 +263,7 @@ def test_process_is_signalled_only_if_it_proves_to_be_ours(run):
 @pytest.mark.needs("other-user", "CAP_CHOWN")
 def test_record_of_another_owner_is_left_alone(run, tmp_path):
     """A record that somebody else wrote is not obeyed."""
-    folder = tmp_path / f"{janitor.NAME}-00000000000000ff"
+    folder = tmp_path / f"{NAME}-00000000000000ff"
     folder.mkdir()
     path = run.record("folder", path=str(folder))
     os.chown(path, 65534, 65534)
@@ -272,7 +276,7 @@ def test_records_are_undone_newest_first(run, monkeypatch):
     """What was made last is unmade first, and only once."""
     order = []
     kind = ({"n": int}, lambda record, what: order.append(what["n"]))
-    monkeypatch.setitem(janitor.KINDS, "test", kind)
+    monkeypatch.setitem(undo.UNDO_BY_KIND, "test", kind)
     for n in range(4):
         run.record("test", n=n)
     assert run.undo() == []
@@ -312,13 +316,13 @@ HOSTILE = {
 @pytest.mark.parametrize("name", [f"{1:020d}-1.json", "owner.json", "janitor.lock"])
 def test_hostile_file_among_records_is_said_and_passed_over(tmp_path, monkeypatch, name, make):
     """What cannot be read among records hangs no later run, stays, and spoils no other record."""
-    monkeypatch.setattr(janitor, "state_root", lambda: tmp_path)
-    hostile, other = (tmp_path / f"{janitor.NAME}-{digit * 16}" for digit in "01")
+    monkeypatch.setattr(cleanup_process, "state_root", lambda: tmp_path)
+    hostile, other = (tmp_path / f"{NAME}-{digit * 16}" for digit in "01")
     done = []
-    monkeypatch.setitem(janitor.KINDS, "test", ({}, lambda record, what: done.append(record)))
+    monkeypatch.setitem(undo.UNDO_BY_KIND, "test", ({}, lambda record, what: done.append(record)))
     for folder in (hostile, other):
         folder.mkdir(mode=0o700)
-        janitor.Run(folder).record("test")
+        journal.ChangeJournal(folder).record("test")
     if name == "janitor.lock" and make in {HOSTILE[n] for n in ("brackets", "many-bytes", "deep",
                                                                 "no-json", "escape",
                                                                 "older-format")}:  # fmt: skip
@@ -326,7 +330,7 @@ def test_hostile_file_among_records_is_said_and_passed_over(tmp_path, monkeypatc
     else:
         expected = 1
     make(hostile / name)
-    _, problems = janitor.clear_stale()
+    _, problems = cleanup_process.undo_stale_runs()
     assert len(problems) == expected, problems
     assert all(line.isprintable() and str(hostile) in line for line in problems)
     assert other / next(iter(done[-1:])).name in done, "the other run's record was undone"
@@ -353,9 +357,10 @@ def test_foreign_zram_device_is_left_alone(run, tmp_path, monkeypatch, inode, si
     block.mkdir(parents=True)
     (block / "disksize").write_text(str(size))
     monkeypatch.setattr(
-        "helpers.pressure.swap.Path", lambda *p: Path(tmp_path, *(part.lstrip("/") for part in p))
+        "helpers.machine.block_devices.Path",
+        lambda *p: Path(tmp_path, *(part.lstrip("/") for part in p)),
     )
-    monkeypatch.setattr("helpers.pressure.swap._label", lambda device: "somebody's")
+    monkeypatch.setattr("helpers.machine.block_devices._label", lambda device: "somebody's")
     found = block.stat().st_ino if inode else 0
     run.record("zram", name="zram7", inode=found, size=4096)
     (problem,) = run.undo()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The model can fail: each of its rules, broken, is found out by random sequences; and what is
 wrong with a script is said in one line."""
 
@@ -7,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from helpers.model import chance, compare, script
+from helpers.model import generator, lockstep, script
+from helpers.model.address_space import AddressSpace, Page
 from helpers.model.script import Call
-from helpers.model.space import Page, Space
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _forked_with_locks(self, _real=Space.forked):
+def _forked_with_locks(self, _real=AddressSpace.forked):
     child = _real(self)
     child.future = self.future
     return child
 
 
-def _munlock_all_but_last(self, call, _real=Space._munlock):
+def _munlock_all_but_last(self, call, _real=AddressSpace._munlock):
     last = max(self.pages, default=0)
     kept = self.pages[last].lock if self.pages else ""
     outcome = _real(self, call)
@@ -34,20 +35,20 @@ def _unlock_keeps_future(self, call):
     return "ok"
 
 
-def _future_is_current(self, call, _real=Space._mlockall):
+def _future_is_current(self, call, _real=AddressSpace._mlockall):
     outcome = _real(self, call)
     if outcome == "ok" and "current" not in str(call.args[0]):
         self._lock_all(self.future)
     return outcome
 
 
-def _grow_without_lock(self, like, at, numbers, _real=Space._extend):
+def _grow_without_lock(self, like, at, numbers, _real=AddressSpace._extend):
     _real(self, like, at, numbers)
     for number in numbers:
         self.pages[number].lock = ""
 
 
-def _whole_vma(self, call, _real=Space._lock, lock="lo"):
+def _whole_vma(self, call, _real=AddressSpace._lock, lock="lo"):
     outcome = _real(self, call, lock)
     first = self._span(call)[0] if call.args[1] != script.MAX else 0
     if outcome == "ok" and first in self.pages:
@@ -74,7 +75,7 @@ BROKEN = {
     "truncation leaves pages": ("cut", lambda self: None),
     "locked memory may be dropped": (
         "_advise",
-        lambda self, number, page, advice, _real=Space._advise: _real(
+        lambda self, number, page, advice, _real=AddressSpace._advise: _real(
             self, number, page, "dontneed_locked" if advice == "dontneed" else advice
         ),
     ),
@@ -92,19 +93,19 @@ BROKEN = {
 @pytest.mark.parametrize("rule", BROKEN)
 def test_broken_rule_diverges(monkeypatch, rule):
     """A model with one wrong rule parts from the kernel within 5,000 random steps."""
-    monkeypatch.setattr(Space, *BROKEN[rule])
-    monkeypatch.setattr(chance, "shrunk", lambda found: found)
-    found = chance.run(1, 5000, 50).divergence
+    monkeypatch.setattr(AddressSpace, *BROKEN[rule])
+    monkeypatch.setattr(generator, "shrink", lambda found: found)
+    found = generator.run(1, 5000, 50).divergence
     assert found is not None, "the wrong rule is noticed"
 
 
 @pytest.mark.needs("bare-process", "smaps-flags", "lock-calls", "lock:64")
 def test_divergence_shrinks_to_script(monkeypatch):
     """What is printed of a divergence is a script that shows it again, and is short."""
-    monkeypatch.setattr(*(Space, *BROKEN["munlockall keeps MCL_FUTURE"]))
-    found = chance.run(1, 5000, 100).divergence
+    monkeypatch.setattr(*(AddressSpace, *BROKEN["munlockall keeps MCL_FUTURE"]))
+    found = generator.run(1, 5000, 100).divergence
     text = found.report("seed 1")
-    again = compare.diverges(script.parse(text))
+    again = lockstep.diverges(script.parse(text))
     assert again is not None, text
     assert again.found == found.found, text
     assert len(found.calls) <= 4, text
@@ -153,7 +154,7 @@ def test_call_reads_as_it_is_written(call):
 
 def test_pages_alike_are_one_vma():
     """Pages alike in all, with offsets that follow one another, are one VMA."""
-    space = Space(1, 0, 100, True, lambda name: False)
+    space = AddressSpace(1, 0, 100, True, lambda name: False)
     for number in (3, 4):
         space.pages[number] = Page("private", "rw", "lo", number)
     assert list(space.vma(3)) == [3, 4]

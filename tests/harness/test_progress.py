@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Live progress: a line that is rewritten on a terminal, plain and few lines elsewhere."""
 
 import os

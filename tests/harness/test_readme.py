@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The README keeps its promises: its commands, its claims, its files, the coverage table."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Results: one file, every format of it in agreement, comparisons, and bad input told in a line."""
 
 import json
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import timeouts
-from helpers.report import formats, result
-from helpers.report.verdicts import Behaviour, Verdict
+from helpers.machine import timeouts
+from helpers.report import ktap, result
+from helpers.report.verdicts import CaseResult, Verdict
 
 ROW = re.compile(r"^calls +(.*)$", re.MULTILINE)
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +74,7 @@ def test_all_formats_agree(suite, workers):
     assert told == {v.value: n for v, n in counts.items()}
 
     text = (suite.path / "out" / "result.ktap").read_text()
-    names = formats.words(found.behaviours.values())
+    names = ktap.unique_ktap_ids(found.behaviours.values())
     pairs = re.findall(r"^    ((?:not )?ok) \d+ (\S+)", text, re.MULTILINE)
     lines = {name: ok for ok, name in pairs}
     bad = {Verdict.FAILED, Verdict.BROKEN}
@@ -296,8 +297,8 @@ def test_hostile_text_is_shown_as_text(tmp_path):
         assert "\u202e" not in out
         assert "\nnot ok" not in out
     assert "<script>" not in report("compare", a, b, "--markdown").stdout
-    behaviour = Behaviour(HOSTILE, "calls", verdict=Verdict.NOT_VERIFIED, reason=HOSTILE)
-    text = formats.ktap([behaviour])
+    behaviour = CaseResult(HOSTILE, "calls", verdict=Verdict.NOT_VERIFIED, reason=HOSTILE)
+    text = ktap.ktap([behaviour])
     assert len(re.findall(r"^ *(not )?ok ", text, re.MULTILINE)) == 2
     assert "\x1b" not in text
     if report("html", b, "-o", tmp_path / "x.html").returncode == 0:
@@ -321,11 +322,11 @@ def test_kunit_parser_takes_our_ktap(tmp_path):
         pytest.skip(
             "needs the kernel's kunit.py: name it by KUNIT_PY=…/tools/testing/kunit/kunit.py"
         )
-    rows = [Behaviour(f"tests/calls/test_a.py::t[{v.value}]", "calls", verdict=v, reason="r # s")
+    rows = [CaseResult(f"tests/calls/test_a.py::t[{v.value}]", "calls", verdict=v, reason="r # s")
             for v in Verdict]  # fmt: skip
-    rows.append(Behaviour("tests/vmas/test_b.py::u", "vmas"))
+    rows.append(CaseResult("tests/vmas/test_b.py::u", "vmas"))
     file = tmp_path / "x.ktap"
-    file.write_text(formats.ktap(rows))
+    file.write_text(ktap.ktap(rows))
     done = subprocess.run(
         [sys.executable, judge, "parse", file], capture_output=True, text=True, check=False,
         cwd=judge.parents[3], env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
@@ -336,8 +337,8 @@ def test_kunit_parser_takes_our_ktap(tmp_path):
 
 def test_word_ids_are_words_and_distinct():
     """Ids hold only letters, digits, dots, dashes and underscores, and stay apart."""
-    rows = [Behaviour(f"tests/calls/test_a.py::t[{p}]") for p in ("a b", "a  b", "a|b", "é", "ü")]
-    names = list(formats.words(rows).values())
+    rows = [CaseResult(f"tests/calls/test_a.py::t[{p}]") for p in ("a b", "a  b", "a|b", "é", "ü")]
+    names = list(ktap.unique_ktap_ids(rows).values())
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", n) for n in names)
 
@@ -360,14 +361,14 @@ def test_lava_tells_behaviours_apart():
     """LAVA's kselftest parser sees one result a behaviour, under a name of its own that does not
     depend on the machine, though it takes skip reasons for part of the name."""
     rows = [
-        Behaviour(f"tests/calls/test_a.py::t{p}", "calls", verdict=v, reason="needs x: none",
+        CaseResult(f"tests/calls/test_a.py::t{p}", "calls", verdict=v, reason="needs x: none",
                   detail=f"needs x: none ({number} left)")
         for number, (p, v) in enumerate(
             [("[a.b]", Verdict.VERIFIED), ("[a_b]", Verdict.VERIFIED), ("[a b]", Verdict.FAILED),
              ("[1]", Verdict.NOT_VERIFIED), ("[2]", Verdict.INCONCLUSIVE),
              ("[3]", Verdict.DEVIATES), ("[not ok 4 x]", Verdict.BROKEN), ("[4]", Verdict.NOT_RUN)])
     ]  # fmt: skip
-    seen = list(lava(formats.ktap(rows)))
+    seen = list(lava(ktap.ktap(rows)))
     names = [name for name, _ in seen]
     assert len(set(names)) == len(names) == len(rows) + 1, "and one for the chapter"
     assert Counter(v for _, v in seen) == {"pass": 3, "fail": 4, "skip": 2}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The tools that read results, under broken and hostile input: one line, 4, nothing lost."""
 
 import contextlib
@@ -16,14 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from helpers.machine import timeouts
+from helpers.report import detection_matrix, ktap, result
+from helpers.report.files import InvalidResult
+from helpers.report.verdicts import Verdict
+
 pytest.importorskip("msgspec", reason="needs msgspec: pip install msgspec")
 pytest.importorskip("jinja2", reason="needs jinja2: pip install jinja2")
-
-from helpers import timeouts
-from helpers.faults import matrix
-from helpers.report import formats, result
-from helpers.report.files import Unreadable
-from helpers.report.verdicts import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 13
@@ -240,7 +240,7 @@ def test_reader_and_schema_agree(tmp_path):
         try:
             result.load(path)
             read = ""
-        except Unreadable as error:
+        except InvalidResult as error:
             read = str(error)
         # Neither JSON nor msgspec has numbers beyond a double's.
         endless = re.search(rb"1e400|NaN|Infinity|0{4000}", data)
@@ -413,8 +413,8 @@ WORDS = {*map(str, Verdict), "timeline", "pages", "held", "pppp", "psaa"}
 
 def test_one_function_for_what_is_shown():
     """What acts instead of being seen is a question mark; words of every script stay."""
-    assert formats.printable("mlock é 日本語 עברית ✓") == "mlock é 日本語 עברית ✓"
-    assert formats.printable("a\x1b[1m\u202eb\ud800\n", keep="\n") == "a?[1m?b?\n"
+    assert ktap.printable("mlock é 日本語 עברית ✓") == "mlock é 日本語 עברית ✓"
+    assert ktap.printable("a\x1b[1m\u202eb\ud800\n", keep="\n") == "a?[1m?b?\n"
 
 
 PATHS = {
@@ -566,7 +566,7 @@ def test_ascii_locale_serves(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(lies, ensure_ascii=False), encoding="utf-8")
     done = command("faults", "merge", tmp_path / "out", tmp_path / "m.json", env=env)
     assert (done.returncode, done.stderr) == (0, "")
-    assert matrix.load(tmp_path / "out")["faults"] == lies["faults"]
+    assert detection_matrix.load(tmp_path / "out")["faults"] == lies["faults"]
 
 
 def test_matrices_of_other_kernels_are_not_merged(tmp_path):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The page of results, opened in a real browser and looked at."""
 
 import json
@@ -8,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from helpers import timeouts
+from helpers.machine import timeouts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIETLY = (
@@ -23,14 +24,14 @@ DARK = {"paper": (20, 23, 26), "line": (92, 162, 245), "present": (76, 195, 138)
         "swapped": (240, 148, 77)}  # fmt: skip
 
 SEEN = """
-from helpers import series
+from helpers.observe import timeline
 
 def test_seen():
     '''The pictures are drawn.'''
     for label, value in (("start", 0), ("mlock 8", 32), ("munlock 8", 0)):
-        series.step(label, VmLck=value)
-    series.states("private, lo", "p" * 64)
-    series.states("private, control", "s" * 48 + "a" * 16)
+        timeline.sample(label, VmLck=value)
+    timeline.page_states("private, lo", "p" * 64)
+    timeline.page_states("private, control", "s" * 48 + "a" * 16)
     assert False
 """
 
@@ -91,31 +92,32 @@ def test_page_prints(browser, suite):
 
 
 REAL = """
-import pytest
-from helpers import libc
+from helpers import syscalls
 from helpers.memory import mapping
-from helpers.observe import account
-from helpers.pressure import drive, twins
-from helpers.process import Child
+from helpers.observe import lock_accounting
+from helpers.processes import Child
+from helpers.reclaim import drivers, range_state
+from helpers.reclaim.control_pairs import SIZE, make_pairs
+import pytest
 
 @pytest.mark.needs("lock:8", "smaps-flags")
 def test_counted():
     '''VmLck counts eight pages.'''
     with mapping("private", 8) as region:
-        account.of(region)
-        libc.mlock(region.addr, region.size)
-        account.of(region)
-        libc.munlock(region.addr, region.size)
-        account.of(region)
+        lock_accounting.read(region)
+        syscalls.mlock(region.addr, region.size)
+        lock_accounting.read(region)
+        syscalls.munlock(region.addr, region.size)
+        lock_accounting.read(region)
 
 @pytest.mark.needs("cgroup", "swap", "lock:256", "budget:256")
-def test_stays(pressure):
+def test_stays(reclaim):
     '''What is locked stays.'''
-    with pressure.cgroup() as group, Child() as child:
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
-        pair = child.call(twins.make, ["private"], "mlock", twins.SIZE)["private"]
-        drive.until_gone(group.reclaim, child.pid, pair.control)
-        twins.standing(child.pid, pair.locked)
+        pair = child.call(make_pairs, ["private"], "mlock", SIZE)["private"]
+        drivers.reclaim_until_evicted(group.reclaim, child.pid, pair.control)
+        range_state.range_state(child.pid, pair.locked)
 """
 
 
@@ -149,8 +151,8 @@ def test_real_cases_record_what_they_saw(suite):
 def test_no_report_no_recording(suite):
     """Without --report nothing is recorded."""
     suite.case(
-        "from helpers import series\n\ndef test_quiet():\n"
-        "    series.step('x', VmLck=1)\n    series.step('y', VmLck=2)\n"
-        "    assert series.taken() == []\n"
+        "from helpers.observe import timeline\n\ndef test_quiet():\n"
+        "    timeline.sample('x', VmLck=1)\n    timeline.sample('y', VmLck=2)\n"
+        "    assert timeline.drawn() == []\n"
     )
     assert suite.run().returncode == 0

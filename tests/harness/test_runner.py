@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The forked runner: whatever a case does, the run goes on and says what happened."""
 
 import os
@@ -7,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from helpers import timeouts
+from helpers.machine import timeouts
 
 WILD = """
 import ctypes, os, signal, time
@@ -100,9 +101,8 @@ def test_cases_start_from_the_same_state(suite):
     """What one case does to its process (limits, locks, modules) the next one does not see."""
     suite.case(
         """
-import resource, sys
-from helpers import libc
 from helpers.observe import status
+import resource, sys
 
 def test_first():
     sys.left_behind = True

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Scarce resources: a case that could not be set up is a broken set-up, never a failure."""
 
 import json
@@ -6,12 +7,17 @@ import resource
 
 import pytest
 
-from helpers import container, libc, memory, mounts, privilege, process, requirements
+from helpers import memory, processes, syscalls
+from helpers.processes import credentials
+from helpers.requirements import remedies, requirement
 
 SCARCE = """
+from helpers import memory
+from helpers import processes
+from helpers import syscalls
+from helpers.processes import stub
 import os, resource, signal, subprocess, threading
 import pytest
-from helpers import bare, libc, memory, process
 
 def limit(which, soft):
     resource.setrlimit(which, (soft, resource.getrlimit(which)[1]))
@@ -24,18 +30,18 @@ def test_descriptors():
     open_many()
 
 def test_descriptors_of_a_child():
-    with process.Child() as child:
+    with processes.Child() as child:
         child.call(open_many)
 
 def test_descriptors_of_a_closure():
-    process.run(open_many)
+    processes.run(open_many)
 
 def test_descriptors_before_a_program():
-    process.executed("true", before=open_many)
+    processes.run_program("true", before=open_many)
 
 def test_descriptor_by_number():
     limit(resource.RLIMIT_NOFILE, 3)
-    libc.syscall("userfaultfd", 1)  # UFFD_USER_MODE_ONLY
+    syscalls.syscall("userfaultfd", 1)  # UFFD_USER_MODE_ONLY
 
 def test_file_size():
     limit(resource.RLIMIT_FSIZE, 4096)
@@ -43,7 +49,7 @@ def test_file_size():
 
 def test_file_size_as_an_outcome():
     limit(resource.RLIMIT_FSIZE, 4096)
-    assert libc.outcome(memory.memfd, 8192) == "EAGAIN"
+    assert syscalls.outcome(memory.memfd, 8192) == "EAGAIN"
 
 def test_cause():
     try:
@@ -62,12 +68,12 @@ def test_full():
 def test_processes():
     limit(resource.RLIMIT_NPROC, 0)
     os.setresuid(65534, 65534, 65534)
-    process.Child()
+    processes.Child()
 
 def test_bare_processes():
     limit(resource.RLIMIT_NPROC, 0)
     os.setresuid(65534, 65534, 65534)
-    bare.Bare()
+    stub.StubProcess()
 
 def test_threads():
     limit(resource.RLIMIT_NPROC, 0)
@@ -76,13 +82,16 @@ def test_threads():
 """
 
 SUBJECT = """
+from helpers import memory
+from helpers import processes
+from helpers import syscalls
+from helpers.memory import layouts
 import ctypes, errno, os, resource
 import pytest
-from helpers import libc, memory, process
 
 def lied(name, code):
     ctypes.set_errno(code)
-    raise libc._failed(name, (4096, 4096, 3, 2))
+    raise syscalls.call_failed(name, (4096, 4096, 3, 2))
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC])
 @pytest.mark.parametrize("name", ["mlock", "mlock2", "mlockall", "munlock", "mmap", "mremap",
@@ -91,25 +100,25 @@ def test_call(name, code):
     lied(name, code)
 
 def test_call_of_a_child():
-    with process.Child() as child:
+    with processes.Child() as child:
         child.call(lied, "mlock", errno.EMFILE)
 
 def test_outcome():
-    assert libc.outcome(lied, "mlock", errno.EMFILE) == "ok"
+    assert syscalls.outcome(lied, "mlock", errno.EMFILE) == "ok"
 
 def test_lock_of_nothing():
     with memory.mapping("private", 4) as region:
-        memory.hole(region, 1)
-        libc.mlock(region.addr, region.size)
+        layouts.unmap_pages(region, 1)
+        syscalls.mlock(region.addr, region.size)
 
 def test_limit_that_the_case_set():
     resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    libc.mmap(0, 1 << 20)
+    syscalls.mmap(0, 1 << 20)
 
 def test_lock_limit_of_the_heap():
     os.setresuid(65534, 65534, 65534)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 26, 1 << 26))
-    libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE)
+    syscalls.mlockall(syscalls.MCL_CURRENT | syscalls.MCL_FUTURE)
     kept = [bytearray(1 << 20) for _ in range(100)]
 
 def test_other_error():
@@ -154,31 +163,35 @@ def test_answer_of_a_call_under_test_stays_a_failure(suite):
 
 
 INHERITED = """
+from helpers import memory
+from helpers import processes
+from helpers import syscalls
+from helpers.memory import layouts
+from helpers.processes import stub
 import pytest
-from helpers import bare, libc, memory, process
 
 def test_mapping():
-    with memory.mapping("private", (1 << 30) // libc.PAGE):
+    with memory.mapping("private", (1 << 30) // syscalls.PAGE):
         pass
 
 def test_outcome():
-    assert libc.outcome(libc.mmap, 0, 1 << 30) == "ok"
+    assert syscalls.outcome(syscalls.mmap, 0, 1 << 30) == "ok"
 
 def test_mapping_of_a_child():
-    with process.Child() as child:
-        child.call(libc.mmap, 0, 1 << 30)
+    with processes.Child() as child:
+        child.call(syscalls.mmap, 0, 1 << 30)
 
 def test_mapping_of_a_bare_process():
-    with bare.Bare() as other:
-        other.mmap((1 << 30) // libc.PAGE)
+    with stub.StubProcess() as other:
+        other.mmap((1 << 30) // syscalls.PAGE)
 
 def test_interpreter():
     kept = bytearray(1 << 30)
 
 def test_control():
     with memory.mapping("private", 4) as region:
-        memory.hole(region, 1)
-        libc.mlock(region.addr, region.size)
+        layouts.unmap_pages(region, 1)
+        syscalls.mlock(region.addr, region.size)
 """
 
 
@@ -242,36 +255,37 @@ def test_file_dir_without_room_is_one_line(suite, monkeypatch, place):
 
 
 DISK = """
+from helpers import memory
+from helpers.memory import files
 import pytest
-from helpers import memory, mounts
 
 @pytest.mark.needs("disk-file")
 def test_disk():
     with memory.mapping("file-private", 4) as region:
-        assert memory.file_dir == "/var/tmp"
+        assert files.file_dir == "/var/tmp"
 """
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "worker"])
 def test_files_go_to_a_disk_where_tmp_is_none(suite, workers):
     """With the temporary folder on a tmpfs files go to /var/tmp, and the header says so."""
-    if mounts.filesystem("/dev/shm") != "tmpfs" or memory.no_disk("/var/tmp"):
+    if syscalls.filesystem_type("/dev/shm") != "tmpfs" or memory.no_disk("/var/tmp"):
         pytest.skip(f"needs a tmpfs on /dev/shm and a disk: {memory.no_disk('/var/tmp')}")
     suite.case(DISK)
     done = suite.run("-v", *workers, env={"TMPDIR": "/dev/shm"})
     assert "1 passed" in done.stdout, done.stdout + done.stderr
-    assert f"files on {mounts.filesystem('/var/tmp')}, in /var/tmp" in done.stdout
+    assert f"files on {syscalls.filesystem_type('/var/tmp')}, in /var/tmp" in done.stdout
 
 
 def test_full_disk_is_no_place_for_files(monkeypatch):
     """A folder on a disk with no room is passed over, saying why."""
-    monkeypatch.setattr(mounts, "filesystem", lambda folder: "ext4")
+    monkeypatch.setattr(syscalls, "filesystem_type", lambda folder: "ext4")
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         return memory.no_disk("/var/tmp"), memory.find_file_dir()
 
-    why, found = process.run(limited)
+    why, found = processes.run(limited)
     assert "File too large" in why
     assert "ulimit -f" in why
     assert found == ""
@@ -282,52 +296,52 @@ def test_file_system_is_named_where_mountinfo_has_no_mount(tmp_path):
     """In a chroot, whose own mount is not in mountinfo, statfs(2) names the file system."""
 
     def confined():
-        mounts.alone()
+        syscalls.unshare_mounts()
         (tmp_path / "proc").mkdir()
-        libc.mount("/proc", str(tmp_path / "proc"), "", 4096)  # MS_BIND
+        syscalls.mount("/proc", str(tmp_path / "proc"), "", 4096)  # MS_BIND
         os.chroot(tmp_path)
         os.chdir("/")
-        return mounts.filesystem("/"), mounts.filesystem("/proc")
+        return syscalls.filesystem_type("/"), syscalls.filesystem_type("/proc")
 
     try:
-        seen = process.run(confined)
+        seen = processes.run(confined)
     except OSError as error:
         pytest.skip(f"needs chroot and a mount namespace: {error}; run as root")
-    assert seen == (mounts.filesystem(tmp_path), "proc")
+    assert seen == (syscalls.filesystem_type(tmp_path), "proc")
 
 
 def standing(*lower, bounding=True, user=False, inside=""):
     """In a child with CAP_IPC_LOCK taken away: details and remedies of what it lacks then."""
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
     if not bounding:
-        number = privilege.CAPABILITIES["CAP_IPC_LOCK"]
-        libc.prctl(libc.PR_CAPBSET_DROP, number, 0, 0, 0)
+        number = credentials.CAPABILITIES["CAP_IPC_LOCK"]
+        syscalls.prctl(syscalls.PR_CAPBSET_DROP, number, 0, 0, 0)
     if user:
-        privilege.become()
+        credentials.set_user()
     elif bounding:
-        privilege.lower_effective("CAP_IPC_LOCK")
+        credentials.lower_effective("CAP_IPC_LOCK")
     else:
-        now = privilege.capabilities()
-        mask = ~(1 << privilege.CAPABILITIES["CAP_IPC_LOCK"])
+        now = credentials.capabilities()
+        mask = ~(1 << credentials.CAPABILITIES["CAP_IPC_LOCK"])
         sets = (now.effective & mask, now.permitted & mask, now.inheritable & mask)
-        privilege.set_capabilities(privilege.CapabilitySets(*sets))
-    engine = container.engine
-    container.engine = lambda: inside
+        credentials.set_capabilities(credentials.CapabilitySets(*sets))
+    engine = remedies.container_engine
+    remedies.container_engine = lambda: inside
     try:
         survey = {"lock-calls": type("Here", (), {"available": True})}
-        return [str(requirements.missing(n, survey, 0)) for n in ("CAP_IPC_LOCK", "lock:8",
+        return [str(requirement.unmet(n, survey, 0)) for n in ("CAP_IPC_LOCK", "lock:8",
                                                                   "lock-all")]  # fmt: skip
     finally:
-        container.engine = engine
+        remedies.container_engine = engine
 
 
 @root
 @pytest.mark.parametrize("inside", ["", "docker", "podman"])
 def test_capability_that_is_not_effective_says_where_it_is(inside):
     """Permitted, in the bounding set only, or in none: each has its own advice."""
-    bounded = process.run(lambda: standing(user=True, inside=inside))
-    permitted = process.run(lambda: standing(inside=inside))
-    dropped = process.run(lambda: standing(bounding=False, inside=inside))
+    bounded = processes.run(lambda: standing(user=True, inside=inside))
+    permitted = processes.run(lambda: standing(inside=inside))
+    dropped = processes.run(lambda: standing(bounding=False, inside=inside))
     assert all("in the bounding set only" in text for text in bounded), bounded
     assert all("setcap cap_ipc_lock+ep" in text for text in bounded), bounded
     assert all("it is permitted" in text for text in permitted), permitted

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Odd ways to start a run: refused in one line, or with the verdicts of any other start."""
 
 import os
@@ -10,15 +11,16 @@ import pytest
 from tests.harness.conftest import ROOT
 
 CASES = '''
-import pytest
-from helpers import libc, memory
+from helpers import memory
+from helpers import syscalls
 from helpers.observe import status
+import pytest
 
 @pytest.mark.needs("lock:2", "map-vdso")
 def test_locks():
     """VmLck counts both pages."""
     with memory.mapping("private", 2) as region:
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         assert status.vmlck_pages() == 2, "VmLck in pages"
 '''
 SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
@@ -69,8 +71,8 @@ def test_probe_killed_by_a_signal_is_a_broken_set_up(suite):
     """A probe that crashes gives no reason to skip: the case is a broken set-up, exit code 1."""
     (suite.path / "tests" / "conftest.py").write_text(
         "import os, signal\n"
-        "from helpers import facilities\n"
-        "facilities.PROBES['map-vdso'] = lambda: os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "from helpers.requirements import probing\n"
+        "probing.PROBES['map-vdso'] = lambda: os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
     suite.case(CASES)
     done = suite.run()

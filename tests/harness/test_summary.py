@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The screen at the end: every verdict, its reason, and the exit code."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Deadlines: one multiplier for all, and no time counted while somebody is at work."""
 
 import os
@@ -5,8 +6,9 @@ import time
 
 import pytest
 
-from helpers import process, timeouts
-from helpers.vm import suite as guest
+from helpers import processes
+from helpers.machine import timeouts
+from helpers.vm import payload
 
 SLOW = """
 import time, pytest
@@ -27,7 +29,8 @@ def test_bad_multiplier_is_one_line_and_exit_code_4(suite, way, text):
     done = suite.run(*([] if given else [f"--timeout-multiplier={text}"]), **given)
     assert done.returncode == 4, done.stdout + done.stderr
     name = NAME if given else "--timeout-multiplier"
-    assert f"{name}: {text!r} is not a number above 0" in done.stderr
+    why = f": {text!r} is not a number above 0" if text or given else " has no value"
+    assert f"{name}{why}" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
@@ -44,9 +47,9 @@ def test_multiplier_lengthens_the_deadline_of_a_case(suite, way):
 def test_multiplier_lengthens_every_deadline(monkeypatch):
     """What a child may take, and until when something is waited for, is multiplied as well."""
     monkeypatch.setenv(NAME, "8")
-    with process.Child() as child:
+    with processes.Child() as child:
         child.call(time.sleep, 0.6, deadline=0.2)
-    assert process.executed("sleep", "0.6", deadline=0.2) == ""
+    assert processes.run_program("sleep", "0.6", deadline=0.2) == ""
     assert timeouts.until(10) - time.monotonic() == pytest.approx(80, abs=5)
 
 
@@ -54,8 +57,8 @@ def test_multiplier_lengthens_every_deadline(monkeypatch):
 def test_emulated_guest_waits_longer(monkeypatch, accel):
     """A guest multiplies by more where it is emulated, and by what its host does."""
     monkeypatch.setenv(NAME, "3")
-    expected = {"kvm": 3, "tcg": 3 * guest.EMULATED}
-    assert float(guest.multiplier(accel)) == expected[accel]
+    expected = {"kvm": 3, "tcg": 3 * payload.EMULATED}
+    assert float(payload.multiplier(accel)) == expected[accel]
 
 
 def spin(seconds):
@@ -66,29 +69,29 @@ def spin(seconds):
 
 
 def spin_below(seconds):
-    return process.run(lambda: spin(seconds), deadline=60)
+    return processes.run(lambda: spin(seconds), deadline=60)
 
 
 @pytest.mark.parametrize("work", [spin, spin_below])
 def test_child_at_work_is_not_hung(work):
     """A child that still uses CPU, itself or in a child of its own, is waited for."""
-    with process.Child() as child:
+    with processes.Child() as child:
         assert child.call(work, 1.3, deadline=1) == "done"
 
 
 def test_work_of_earlier_calls_does_not_excuse_a_hang():
     """A child that has worked and then sleeps for ever is killed soon after its deadline."""
-    with process.Child() as child:
+    with processes.Child() as child:
         child.call(spin, 1)
         begun = time.monotonic()
-        with pytest.raises(process.ChildHung):
+        with pytest.raises(processes.ChildTimeout):
             child.call(time.sleep, 100, deadline=0.5)
         assert time.monotonic() - begun < 0.5 * timeouts.LONGEST + 5
 
 
 def test_endless_work_is_killed_in_the_end():
     """A child that spins for ever is killed after a few times its deadline."""
-    with process.Child() as child, pytest.raises(process.ChildHung):
+    with processes.Child() as child, pytest.raises(processes.ChildTimeout):
         child.call(spin, 1000, deadline=0.2)
 
 
@@ -125,7 +128,7 @@ def test_case_at_work_passes_and_a_deadlock_is_found(suite):
 def test_process_that_waits_for_a_cpu_is_at_work():
     """Many who share one CPU are at work for about as long as they are there, each alone."""
     cpu = min(os.sched_getaffinity(0))
-    with process.Child() as one, process.Child() as two:
+    with processes.Child() as one, processes.Child() as two:
         for child in (one, two):
             child.call(os.sched_setaffinity, 0, {cpu})
             child.start(spin, 1000)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The suite on another kernel: what is missing is one line, and a guest that broke is told apart
 from a failing case. A stand-in for QEMU says on its console what guests say."""
 
@@ -18,18 +19,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import timeouts
+from helpers.machine import timeouts
 from helpers.report import result
-from helpers.report.verdicts import Behaviour, Verdict
-from helpers.vm import images, kernels, modules, options, virtme
-from helpers.vm.apt import Apt, Source
-from helpers.vm.arches import ARCHES, HOST
+from helpers.report.verdicts import CaseResult, Verdict
+from helpers.vm import cli, images, kernels, modules, virtme
+from helpers.vm.apt import Apt, PackageCache
+from helpers.vm.architectures import ARCHES, HOST
 from helpers.vm.cache import LAYOUT, Cache
+from helpers.vm.config import capability_numbers, parse_size
 from helpers.vm.console import Console
-from helpers.vm.cpio import Cpio
-from helpers.vm.problem import Problem
+from helpers.vm.errors import VmError
+from helpers.vm.initramfs import Cpio
 from helpers.vm.run import results_folder
-from helpers.vm.wish import capability_numbers, megabytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,8 +196,8 @@ def test_no_space_is_refused_before_fetching(tmp_path, monkeypatch):
     """The file system of the cache must have room for what is about to be unpacked."""
     usage = shutil.disk_usage(tmp_path)._replace(free=100 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(Problem, match="needs 3072 MiB of space and has 100: make room or give"):
-        kernels.ready("debian:trixie", Source(Cache(tmp_path / "cache")), tmp_path)
+    with pytest.raises(VmError, match="needs 3072 MiB of space and has 100: make room or give"):
+        kernels.prepare_kernel("debian:trixie", PackageCache(Cache(tmp_path / "cache")), tmp_path)
     assert list((tmp_path / "cache" / "tmp").iterdir()) == []
 
 
@@ -230,12 +231,12 @@ def test_virtme_needs_9p(tmp_path, monkeypatch):
     folder = tmp_path / "lib/modules/6.9.0-made/kernel"
     folder.mkdir(parents=True)
     (folder / "zram.ko").touch()
-    source = Source(Cache(tmp_path / "cache"))
-    with pytest.raises(Problem, match=r"has no 9p \(CONFIG_9P_FS, CONFIG_NET_9P_VIRTIO\)"):
+    source = PackageCache(Cache(tmp_path / "cache"))
+    with pytest.raises(VmError, match=r"has no 9p \(CONFIG_9P_FS, CONFIG_NET_9P_VIRTIO\)"):
         virtme.tree(str(tmp_path), source)
     (folder / "9pnet_virtio.ko").touch()
     assert virtme.tree(str(tmp_path), source).release == "6.9.0-made"
-    with pytest.raises(Problem, match="wants a amd64 kernel"):
+    with pytest.raises(VmError, match="wants a amd64 kernel"):
         virtme.tree("debian:trixie/arm64", source)
 
 
@@ -340,9 +341,9 @@ def test_several_kernels_are_compared(bench):
     second.parent.mkdir()
     second.write_bytes(bzimage("6.10.0-made"))
     for release, verdict in (("6.9.0", Verdict.VERIFIED), ("6.10.0", Verdict.FAILED)):
-        writer = result.Writer(bench.folder / release, [])
+        writer = result.ResultWriter(bench.folder / release, [])
         writer.run["kernel"] |= {"release": release}
-        writer.finish([Behaviour("tests/calls/test_a.py::a", "calls", verdict=verdict)], 0)
+        writer.finish([CaseResult("tests/calls/test_a.py::a", "calls", verdict=verdict)], 0)
         with tarfile.open(bench.folder / f"{release}.tar", "w") as tar:
             tar.add(writer.path, "result.json")
     bench.qemu(
@@ -375,16 +376,16 @@ SPLITS = {
 @pytest.mark.parametrize("line", SPLITS)
 def test_words_are_parted(line):
     """Our options and kernels come first, pytest's words behind them."""
-    _, names = options.parser()
+    _, names = cli.parser()
     ours, theirs = SPLITS[line]
-    assert options.split(line.split(), names, ROOT) == (ours, tuple(theirs))
+    assert cli.split(line.split(), names, ROOT) == (ours, tuple(theirs))
 
 
 def test_names_and_sizes():
     """Names of kernels, sizes, capabilities."""
     assert kernels.debian_name("debian:sid/arm64-16k") == ("sid", "arm64-16k")
     assert kernels.debian_name("debian:trixie-backports/amd64") == ("trixie-backports", "amd64")
-    assert (megabytes("1G"), megabytes("1536M")) == (1024, 1536)
+    assert (parse_size("1G"), parse_size("1536M")) == (1024, 1536)
     assert capability_numbers(["cap_ipc_lock", "SYS_ADMIN"]) == (14, 21)
 
 
@@ -489,23 +490,22 @@ def test_console_takes_marks_out_wherever_they_are_cut(tmp_path):
 
 
 CASES = '''
-from pathlib import Path
-
-from helpers import libc
+from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import status
+from pathlib import Path
 
 
 def test_locks():
     """mlock of one page is one page of VmLck."""
     with mapping("private", 1) as page:
-        libc.mlock(page.addr, page.size)
+        syscalls.mlock(page.addr, page.size)
         assert status.vmlck_pages() == 1, "VmLck in pages"
 
 
 def test_fails():
     """A statement that is false on every kernel."""
-    assert libc.PAGE == 1, "page size"
+    assert syscalls.PAGE == 1, "page size"
 '''
 CRASH = (
     CASES
@@ -538,7 +538,7 @@ def test_two_runs_do_not_share_a_folder_for_results(tmp_path):
 
 def test_full_disk_under_results_names_the_folder(tmp_path):
     """Results that do not fit end with 70, in one line that names the folder to make room in."""
-    with pytest.raises(Problem, match=f"{tmp_path}.*make room there") as caught:
+    with pytest.raises(VmError, match=f"{tmp_path}.*make room there") as caught:
         with results_folder(tmp_path), open("/dev/full", "wb", buffering=0) as file:
             file.write(b"x")
     assert caught.value.code == 70

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The witnesses: parsers on golden text, bulk readers against one read a page."""
 
 import ctypes
@@ -5,9 +6,11 @@ import os
 
 import pytest
 
-from helpers import chain, kernel, libc, memory, privilege, process
-from helpers.libc import PAGE
-from helpers.observe import maps, pagemap, rusage, status
+from helpers import memory, processes, syscalls
+from helpers.machine import kernel_version
+from helpers.observe import evidence, maps, page_faults, page_flags, status
+from helpers.processes import credentials, rlimits
+from helpers.syscalls import PAGE, native_chain, numbers
 
 SMAPS = """\
 55d0c0a00000-55d0c0a21000 rw-p 00000000 00:00 0                          [heap]
@@ -53,7 +56,7 @@ def test_smaps_parser_reads_every_field():
 def test_maps_and_smaps_agree_here():
     """Both files list the same VMAs of this process."""
     with memory.mapping("private", 4) as region:
-        libc.mprotect(region.at(1), PAGE, libc.PROT_READ)
+        syscalls.mprotect(region.at(1), PAGE, syscalls.PROT_READ)
         plain = maps.vmas(low=region.addr, high=region.end)
         full = maps.smaps(low=region.addr, high=region.end)
     assert [v.line for v in plain] == [v.line for v in full]
@@ -71,13 +74,13 @@ def test_maps_and_smaps_agree_here():
 )
 def test_release_becomes_a_version(release, version):
     """Distribution suffixes do not disturb the numbers."""
-    assert kernel.parse(release) == version
+    assert kernel_version.parse(release) == version
 
 
 def test_foreign_release_is_refused():
     """A release that is none raises instead of comparing as 0."""
     with pytest.raises(ValueError, match="not a kernel release"):
-        kernel.parse("unknown")
+        kernel_version.parse("unknown")
 
 
 @pytest.mark.parametrize(
@@ -95,14 +98,16 @@ def test_foreign_release_is_refused():
 )
 def test_architecture_follows_the_word_size(machine, bits, name):
     """uname -m lies under setarch and for compat processes; the word size does not."""
-    assert libc.architecture(machine, bits) == name
+    assert syscalls.architecture(machine, bits) == name
 
 
 def test_numbers_are_known_for_every_call_and_architecture():
-    """Every table has a number for every name, and no number twice."""
-    for name, row in libc._NUMBERS.items():
-        assert len(row) == len(libc._ORDER), name
-        assert len(set(row)) == len(row), name
+    """Every call has a number, or none on purpose, in every column, and no column has one twice."""
+    for name, row in numbers.NUMBERS.items():
+        assert len(row) == len(numbers._COLUMNS), name
+    for column in zip(*numbers.NUMBERS.values()):
+        there = [number for number in column if number is not None]
+        assert len(set(there)) == len(there)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +124,8 @@ def test_numbers_are_known_for_every_call_and_architecture():
 )
 def test_pfns_become_runs(pfns, parts, ranges):
     """Neighbours join, small gaps are bridged, absent pages (0) are never read."""
-    assert pagemap.segments(pfns) == parts
-    assert pagemap.runs(parts, bridge=4) == ranges
+    assert page_flags.contiguous_pfns(pfns) == parts
+    assert page_flags.read_ranges(parts, bridge=4) == ranges
 
 
 @pytest.mark.needs("kpageflags")
@@ -130,14 +135,14 @@ def test_bulk_flags_equal_one_read_a_page(step):
     with memory.mapping("private", 300) as region:
         for page in range(0, 300, step):
             region.sub(page, 1).touch()
-        seen = pagemap.snapshot(region.addr, region.pages)
+        seen = page_flags.snapshot(region.addr, region.pages)
         fd = os.open("/proc/kpageflags", os.O_RDONLY)
         single = [
             int.from_bytes(os.pread(fd, 8, pfn * 8), os.sys.byteorder) if pfn else 0
             for pfn in seen.pfns
         ]
         os.close(fd)
-    steady = ~(1 << pagemap.KPF["REFERENCED"] | 1 << pagemap.KPF["ACTIVE"] | pagemap.LRU)
+    steady = ~(1 << page_flags.KPF["REFERENCED"] | 1 << page_flags.KPF["ACTIVE"] | page_flags.LRU)
     assert [f & steady for f in seen.flags] == [f & steady for f in single]
     assert sum(seen.present) == len(range(0, 300, step))
 
@@ -145,9 +150,9 @@ def test_bulk_flags_equal_one_read_a_page(step):
 def test_fault_counter_counts_exactly():
     """Writing and then rewriting untouched pages costs a fault each, then none."""
     with memory.mapping("private", 16) as region:
-        first = rusage.writing(region.addr, region.size)
-        again = rusage.writing(region.addr, region.size)
-        read = rusage.reading(region.addr, region.size)
+        first = page_faults.faults_writing(region.addr, region.size)
+        again = page_faults.faults_writing(region.addr, region.size)
+        read = page_faults.faults_reading(region.addr, region.size)
     assert (first.minor, first.major) == (16, 0)
     assert (again.minor, read.minor) == (0, 0)
 
@@ -160,14 +165,13 @@ def test_status_is_read_from_the_named_process():
 
 def test_evidence_describes_the_memory_of_a_failure():
     """An exception through a mapping's block leaves its VMAs and pages behind."""
-    from helpers import evidence
 
-    evidence.records.clear()
+    evidence.captured.clear()
     with pytest.raises(RuntimeError), memory.mapping("private", 2) as region:
         region.sub(0, 1).touch()
         raise RuntimeError
-    (record,) = evidence.records
-    evidence.records.clear()
+    (record,) = evidence.captured
+    evidence.captured.clear()
     assert f"{region.addr:x}" in record
     assert "page 0" in record
     assert "present" in record
@@ -177,33 +181,33 @@ def test_evidence_describes_the_memory_of_a_failure():
 
 def test_privileges_are_restored_to_what_they_were():
     """Scoped changes of limit and capabilities leave no trace."""
-    sets, limits = privilege.capabilities(), privilege.memlock_limit()
-    with privilege.limited(min(limits[1], 2 * PAGE) if limits[1] >= 0 else 2 * PAGE):
-        assert not privilege.has("CAP_IPC_LOCK")
-    assert (privilege.capabilities(), privilege.memlock_limit()) == (sets, limits)
+    sets, limits = credentials.capabilities(), rlimits.memlock_limit()
+    with rlimits.unprivileged_with_limit(min(limits[1], 2 * PAGE) if limits[1] >= 0 else 2 * PAGE):
+        assert not credentials.has_capability("CAP_IPC_LOCK")
+    assert (credentials.capabilities(), rlimits.memlock_limit()) == (sets, limits)
 
 
 def test_move_to_another_cpu_is_no_fault():
     """A thread that the scheduler moves in the middle of a count faults no more for it, though a
     fork left every page of it copy-on-write (restartable sequences, rseq(2))."""
     allowed = os.sched_getaffinity(0)
-    if len(allowed) < 2 or not chain.available:
+    if len(allowed) < 2 or not native_chain.available:
         pytest.skip("needs two CPUs and makecontext(3)")
     everywhere = cpu_set(allowed)
     for cpu in sorted(allowed)[:2] * 8:  # the kernel may have written before: about every second
         there = cpu_set({cpu})
-        with process.Child():
-            moved = rusage._alone(
+        with processes.Child():
+            moved = page_faults._alone(
                 "sched_setaffinity",
                 (0, ctypes.sizeof(everywhere), ctypes.addressof(everywhere)),
                 (0, ctypes.sizeof(there), ctypes.addressof(there)),
             )
-        assert moved == rusage.Faults(0, 0), f"no fault of the move to CPU {cpu}"
+        assert moved == page_faults.Faults(0, 0), f"no fault of the move to CPU {cpu}"
 
 
 def cpu_set(cpus: set[int]) -> ctypes.Array[ctypes.c_ulong]:
     """The cpu_set_t of these CPUs."""
     words = [0] * 128
     for cpu in cpus:
-        words[cpu // libc.WORD_BITS] |= 1 << cpu % libc.WORD_BITS
+        words[cpu // syscalls.WORD_BITS] |= 1 << cpu % syscalls.WORD_BITS
     return (ctypes.c_ulong * len(words))(*words)

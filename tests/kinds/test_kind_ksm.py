@@ -1,16 +1,28 @@
+# SPDX-License-Identifier: MIT
 """KSM: equal pages become one, and a lock holds on to whichever it is."""
 
 from contextlib import contextmanager
 
 import pytest
 
-from helpers import kernel, ksm, libc, lru
-from helpers.libc import PAGE
+from helpers import syscalls
+from helpers.machine import kernel_version
 from helpers.memory import Region, mapping
-from helpers.observe import account, maps, pagemap, presence, rusage, status
-from helpers.pressure import drive
-from helpers.process import Child
-from helpers.report.verdicts import inconclusive
+from helpers.observe import (
+    ksm,
+    lock_accounting,
+    lru_batches,
+    maps,
+    page_faults,
+    page_flags,
+    pagemap,
+    residency,
+    status,
+)
+from helpers.processes import Child, cpus
+from helpers.reclaim import drivers
+from helpers.requirements.inconclusive import inconclusive
+from helpers.syscalls import PAGE
 
 N = 16
 
@@ -28,21 +40,21 @@ def with_ksmd(case):
 
 
 @contextmanager
-def running(pressure):
+def running(reclaim):
     """ksmd at full speed for the block, then as it was; what it merged is taken apart first."""
     fast = {"sleep_millisecs": "0", "pages_to_scan": "10000", "run": ksm.RUN}
     folder = str(ksm.FOLDER)
     with (
-        pressure.setting(f"{folder}/sleep_millisecs", fast["sleep_millisecs"]),
-        pressure.setting(f"{folder}/pages_to_scan", fast["pages_to_scan"]),
-        pressure.setting(f"{folder}/run", fast["run"]),
+        reclaim.setting(f"{folder}/sleep_millisecs", fast["sleep_millisecs"]),
+        reclaim.setting(f"{folder}/pages_to_scan", fast["pages_to_scan"]),
+        reclaim.setting(f"{folder}/run", fast["run"]),
     ):
         yield
 
 
 def same(region):
     """Fill the pages with equal contents, unlike any other's."""
-    libc.write(region.addr, (b"memlock-tests ksm" + b"\xc3" * PAGE)[:PAGE] * region.pages)
+    syscalls.store(region.addr, (b"memlock-tests ksm" + b"\xc3" * PAGE)[:PAGE] * region.pages)
 
 
 def need_merged(region):
@@ -51,8 +63,8 @@ def need_merged(region):
 
 
 def mlocked(region):
-    lru.drain()
-    return presence.bits(pagemap.snapshot(region.addr, region.pages).mlocked)
+    lru_batches.mlock_drain_local()
+    return residency.bits(page_flags.snapshot(region.addr, region.pages).mlocked)
 
 
 @pytest.mark.needs("mergeable")
@@ -61,80 +73,84 @@ def test_advice_to_merge_leaves_the_lock():
     count."""
     with mapping("private", N) as region:
         same(region)
-        libc.mlock(region.addr, region.size)
-        libc.madvise(region.at(4), 4 * PAGE, libc.MADV_MERGEABLE)
-        assert account.of(region) == account.balanced("L" * N, N), "mergeable in part"
-        libc.madvise(region.addr, region.size, libc.MADV_MERGEABLE)
-        libc.madvise(region.addr, region.size, libc.MADV_UNMERGEABLE)
-        assert account.of(region) == account.balanced("L" * N, N), "and not any more"
-        assert rusage.writing(region.addr, region.size).minor == 0, "no page faults"
+        syscalls.mlock(region.addr, region.size)
+        syscalls.madvise(region.at(4), 4 * PAGE, syscalls.MADV_MERGEABLE)
+        assert lock_accounting.read(region) == lock_accounting.expect("L" * N, N), (
+            "mergeable in part"
+        )
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_MERGEABLE)
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_UNMERGEABLE)
+        assert lock_accounting.read(region) == lock_accounting.expect("L" * N, N), (
+            "and not any more"
+        )
+        assert page_faults.faults_writing(region.addr, region.size).minor == 0, "no page faults"
 
 
 @with_ksmd
 @pytest.mark.parametrize("order", ["locked-first", "merged-first"])
-def test_merged_pages_of_a_locked_range_are_marked(order, pressure):
+def test_merged_pages_of_a_locked_range_are_marked(order, reclaim):
     """Equal locked pages that KSM merges stay present and mlocked as one, and count as before; a
     write gives a mlocked copy, munlock leaves no mark."""
-    lru.pin()
-    with mapping("private", N) as region, running(pressure):
+    cpus.pin_to_one_cpu()
+    with mapping("private", N) as region, running(reclaim):
         same(region)
         if order == "locked-first":
-            lru.drain()
-            libc.mlock(region.addr, region.size)
-        libc.madvise(region.addr, region.size, libc.MADV_MERGEABLE)
+            lru_batches.mlock_drain_local()
+            syscalls.mlock(region.addr, region.size)
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_MERGEABLE)
         need_merged(region)
         if order == "merged-first":
-            libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+            syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         assert pagemap.present_count(region.addr, N) == N, "present"
         assert status.vmlck_pages() == N, "VmLck"
-        if order == "locked-first" or kernel.version() >= (5, 18, 0):
+        if order == "locked-first" or kernel_version.version() >= (5, 18, 0):
             # Before, a lock on fault left the marking of present pages to reclaim.
             assert mlocked(region) == "1" * N, "the merged page is mlocked"
-        libc.write(region.at(3), b"own")
+        syscalls.store(region.at(3), b"own")
         assert mlocked(region)[3] == "1", "the copy that a write made, too"
         assert status.vmlck_pages() == N, "VmLck"
         assert maps.locked_kb() == status.vmlck_kb(), "the sum of lo VMAs"
-        libc.madvise(region.addr, region.size, libc.MADV_UNMERGEABLE)
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_UNMERGEABLE)
         assert mlocked(region) == "1" * N, "taken apart: every page is mlocked"
         assert ksm.merged(region) == 0, "none is merged"
-        assert libc.read(region.at(3), 3) == b"own", "contents"
-        libc.munlock(region.addr, region.size)
+        assert syscalls.load(region.at(3), 3) == b"own", "contents"
+        syscalls.munlock(region.addr, region.size)
         assert mlocked(region) == "0" * N, "unlocked: none is marked"
 
 
 @with_ksmd
-def test_lock_takes_merged_pages_apart(pressure):
+def test_lock_takes_merged_pages_apart(reclaim):
     """mlock of merged pages gives the writer pages of its own, so that no write faults later."""
-    lru.pin()
-    with mapping("private", N) as region, running(pressure):
+    cpus.pin_to_one_cpu()
+    with mapping("private", N) as region, running(reclaim):
         same(region)
-        libc.madvise(region.addr, region.size, libc.MADV_MERGEABLE)
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_MERGEABLE)
         need_merged(region)
-        with pressure.setting(f"{ksm.FOLDER}/run", ksm.STOP):
-            libc.mlock(region.addr, region.size)
+        with reclaim.setting(f"{ksm.FOLDER}/run", ksm.STOP):
+            syscalls.mlock(region.addr, region.size)
             assert mlocked(region) == "1" * N, "mlocked"
             assert ksm.merged(region) == 0, "none is merged"
-            assert rusage.writing(region.addr, region.size).minor == 0, "no page faults"
+            assert page_faults.faults_writing(region.addr, region.size).minor == 0, "no page faults"
 
 
 @with_ksmd
-def test_page_merged_from_locked_and_unlocked_stays_locked(pressure):
+def test_page_merged_from_locked_and_unlocked_stays_locked(reclaim):
     """A page merged from a locked and an unlocked range stays mlocked for the first, until its
     munlock."""
-    lru.pin()
-    with mapping("private", N) as region, mapping("private", N) as other, running(pressure):
+    cpus.pin_to_one_cpu()
+    with mapping("private", N) as region, mapping("private", N) as other, running(reclaim):
         same(region)
         same(other)
-        lru.drain()
-        libc.mlock(region.addr, region.size)
+        lru_batches.mlock_drain_local()
+        syscalls.mlock(region.addr, region.size)
         for each in (region, other):
-            libc.madvise(each.addr, each.size, libc.MADV_MERGEABLE)
+            syscalls.madvise(each.addr, each.size, syscalls.MADV_MERGEABLE)
         need_merged(region)
         need_merged(other)
         assert mlocked(region) == "1" * N, "mlocked"
-        libc.munmap(other.addr, other.size)
+        syscalls.munmap(other.addr, other.size)
         assert mlocked(region) == "1" * N, "the other mapping's end leaves the mark"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert mlocked(region) == "0" * N, "unlocked"
 
 
@@ -142,13 +158,13 @@ def prepare(pages):
     """In the child: locked and unlocked memory of equal pages, and a control."""
     found = []
     for locked in (True, False):
-        region = Region(libc.mmap(0, pages * PAGE), pages * PAGE)
+        region = Region(syscalls.mmap(0, pages * PAGE), pages * PAGE)
         same(region)
         if locked:
-            libc.mlock(region.addr, region.size)
-        libc.madvise(region.addr, region.size, libc.MADV_MERGEABLE)
+            syscalls.mlock(region.addr, region.size)
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_MERGEABLE)
         found.append(region)
-    control = Region(libc.mmap(0, pages * PAGE), pages * PAGE)
+    control = Region(syscalls.mmap(0, pages * PAGE), pages * PAGE)
     control.write(0x13)
     return found[0], found[1], control
 
@@ -156,14 +172,14 @@ def prepare(pages):
 @with_ksmd
 @pytest.mark.needs("cgroup", "swap")
 @pytest.mark.claim("W1")
-def test_merged_locked_page_stays_under_pressure(pressure):
+def test_merged_locked_page_stays_under_pressure(reclaim):
     """Under pressure a merged page stays in memory as long as one of its mappings is locked."""
     pages = 64
-    with pressure.cgroup() as group, Child() as child, running(pressure):
+    with reclaim.cgroup() as group, Child() as child, running(reclaim):
         group.add(child.pid)
         locked, _, control = child.call(prepare, pages)
         if child.call(ksm.wait_merged, locked, pages) < pages:
             inconclusive("ksmd did not merge the pages")
-        drive.until_gone(group.reclaim, child.pid, control)
+        drivers.reclaim_until_evicted(group.reclaim, child.pid, control)
         assert pagemap.present_count(locked.addr, pages, child.pid) == pages, "present"
         assert child.call(status.vmlck_pages) == pages, "VmLck"

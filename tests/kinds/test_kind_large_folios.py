@@ -1,18 +1,20 @@
+# SPDX-License-Identifier: MIT
 """Large folios smaller than a huge page, mapped page by page (6.8 on): which are mlocked."""
 
 from contextlib import contextmanager
 
 import pytest
 
-from helpers import libc, lru, thp
-from helpers.libc import PAGE
-from helpers.memory import Region
-from helpers.observe import account, folios, maps, pagemap, rusage, status
-from helpers.pressure import drive, swap, twins
-from helpers.process import Child
-from helpers.report.verdicts import inconclusive
+from helpers import syscalls
+from helpers.machine import block_devices
+from helpers.memory import Region, huge_pages
+from helpers.observe import folios, lock_accounting, lru_batches, maps, page_faults, pagemap, status
+from helpers.processes import Child, cpus
+from helpers.reclaim import drivers, range_state
+from helpers.requirements.inconclusive import inconclusive
+from helpers.syscalls import PAGE
 
-S = thp.folio_pages()
+S = huge_pages.default_mthp_pages()
 """Pages in a folio."""
 COUNT = 4
 N = COUNT * S
@@ -25,28 +27,31 @@ pytestmark = [
 
 
 @contextmanager
-def region_of(pressure, touch=True):
+def region_of(reclaim, touch=True):
     """A range of four folios' size and alignment that gets such folios when touched."""
-    lru.pin()
-    thp.allow()
-    with pressure.setting(str(thp.small_sizes()[S]), "madvise"), thp.aligned() as whole:
+    cpus.pin_to_one_cpu()
+    huge_pages.enable_thp()
+    with (
+        reclaim.setting(str(huge_pages.mthp_sizes()[S]), "madvise"),
+        huge_pages.thp_aligned_mapping() as whole,
+    ):
         # Cut to size: a huge page does not fit any more.
-        libc.munmap(whole.addr + N * PAGE, whole.size - N * PAGE)
+        syscalls.munmap(whole.addr + N * PAGE, whole.size - N * PAGE)
         region = Region(whole.addr, N * PAGE, "large")
         if touch:
             fill(region)
             need_large(region)
-            lru.drain()
+            lru_batches.mlock_drain_local()
         yield region
 
 
 def fill(region):
     for page in range(region.pages):
-        libc.write(region.at(page), page.to_bytes(4, "little"))
+        syscalls.store(region.at(page), page.to_bytes(4, "little"))
 
 
 def numbers(region):
-    return [int.from_bytes(libc.read(region.at(p), 4), "little") for p in range(region.pages)]
+    return [int.from_bytes(syscalls.load(region.at(p), 4), "little") for p in range(region.pages)]
 
 
 def need_large(region, pid="self"):
@@ -57,9 +62,9 @@ def need_large(region, pid="self"):
 def marks(region, pid="self"):
     """A letter for each folio's length of the region: "M" if its pages' folio is mlocked, "-"
     if not, "?" if they differ."""
-    lru.drain()
+    lru_batches.mlock_drain_local()
     seen = folios.of(region, pid)
-    assert all(f.tails_follow for f in seen), "tail pages show the mark of their head"
+    assert all(f.tails_agree for f in seen), "tail pages show the mark of their head"
     letters = []
     for first in range(0, region.pages, S):
         found = {f.mlocked for f in seen[first : first + S]}
@@ -72,12 +77,12 @@ def present(region):
     assert maps.locked_kb() == status.vmlck_kb(), "VmLck is the sum of the lo VMAs"
 
 
-def test_touch_of_a_locked_range_locks_the_whole_folio(pressure):
+def test_touch_of_a_locked_range_locks_the_whole_folio(reclaim):
     """One touch of memory locked on fault brings in, and marks, one whole folio; the next ones
     are untouched."""
-    with region_of(pressure, touch=False) as region:
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-        libc.write(region.at(S + 1), b"x")
+    with region_of(reclaim, touch=False) as region:
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+        syscalls.store(region.at(S + 1), b"x")
         second = region.sub(S, S)
         need_large(second)
         expected = [S <= page < 2 * S for page in range(N)]
@@ -87,14 +92,14 @@ def test_touch_of_a_locked_range_locks_the_whole_folio(pressure):
         assert status.vmlck_pages() == N, "VmLck"
 
 
-def test_lock_populates_with_folios_that_are_marked(pressure):
+def test_lock_populates_with_folios_that_are_marked(reclaim):
     """mlock of an empty range brings folios in that are mlocked; munlock unmarks each."""
-    with region_of(pressure, touch=False) as region:
-        libc.mlock(region.addr, region.size)
+    with region_of(reclaim, touch=False) as region:
+        syscalls.mlock(region.addr, region.size)
         present(region)
         need_large(region)
         assert marks(region) == "M" * COUNT, "mlocked"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert marks(region) == "-" * COUNT, "unlocked"
 
 
@@ -112,18 +117,18 @@ SPANS = [
 
 
 @pytest.mark.parametrize(("first", "count", "expected"), SPANS)
-def test_lock_marks_the_folios_that_lie_in_it_as_a_whole(first, count, expected, pressure):
+def test_lock_marks_the_folios_that_lie_in_it_as_a_whole(first, count, expected, reclaim):
     """A lock of present folios marks those that lie in it as a whole and none that it cuts;
     every page of it is counted and stays; its munlock unmarks them all."""
-    with region_of(pressure) as region:
+    with region_of(reclaim) as region:
         part = region.sub(first * QUARTER, count * QUARTER)
-        libc.mlock(part.addr, part.size)
+        syscalls.mlock(part.addr, part.size)
         assert marks(region) == expected, "folios"
         assert status.vmlck_pages() == part.pages, "VmLck"
-        assert account.pages(part) == account.LOCKED * part.pages, "lo"
-        assert rusage.writing(part.addr, part.size).minor == 0, "no page faults"
+        assert lock_accounting.page_letters(part) == lock_accounting.LOCKED * part.pages, "lo"
+        assert page_faults.faults_writing(part.addr, part.size).minor == 0, "no page faults"
         present(region)
-        libc.munlock(part.addr, part.size)
+        syscalls.munlock(part.addr, part.size)
         assert marks(region) == "----", "unlocked"
 
 
@@ -136,118 +141,124 @@ def test_lock_marks_the_folios_that_lie_in_it_as_a_whole(first, count, expected,
         pytest.param(4, 4, "M-MM", id="one-folio"),
     ],
 )
-def test_unlock_of_a_part_unmarks_the_folios_it_touches(first, count, expected, pressure):
+def test_unlock_of_a_part_unmarks_the_folios_it_touches(first, count, expected, reclaim):
     """munlock of a part unmarks the folios of which it takes a page, and no other; locked again
     as a whole they count as before."""
-    with region_of(pressure) as region:
-        libc.mlock(region.addr, region.size)
+    with region_of(reclaim) as region:
+        syscalls.mlock(region.addr, region.size)
         part = region.sub(first * QUARTER, count * QUARTER)
-        libc.munlock(part.addr, part.size)
+        syscalls.munlock(part.addr, part.size)
         assert marks(region) == expected, "folios"
         assert status.vmlck_pages() == N - part.pages, "VmLck"
         present(region)
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert marks(region) == "----", "all unlocked"
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         assert marks(region) == "MMMM", "locked as a whole: marked"
         assert status.vmlck_pages() == N, "VmLck"
 
 
 @pytest.mark.parametrize("half", ["first", "second"])
-def test_split_marks_exactly_the_locked_pages(half, pressure):
+def test_split_marks_exactly_the_locked_pages(half, reclaim):
     """A folio that is locked in part and split (MADV_COLD of the rest) leaves each locked page
     mlocked, and no other."""
-    with region_of(pressure) as region:
+    with region_of(reclaim) as region:
         folio = region.sub(S, S)
         pages = S // 2
         locked = folio.sub(0 if half == "first" else pages, pages)
         loose = folio.sub(pages if half == "first" else 0, pages)
-        libc.mlock(locked.addr, locked.size)
-        lru.drain()
-        libc.madvise(loose.addr, loose.size, libc.MADV_COLD)
-        lru.drain()
+        syscalls.mlock(locked.addr, locked.size)
+        lru_batches.mlock_drain_local()
+        syscalls.madvise(loose.addr, loose.size, syscalls.MADV_COLD)
+        lru_batches.mlock_drain_local()
         if folios.sizes(folio) != {1: S}:
             inconclusive(f"the folio was not split: {folios.sizes(folio)}")
         assert folios.mlocked(locked) == [True] * pages, "locked: mlocked"
         assert folios.mlocked(loose) == [False] * pages, "not locked: not"
         assert numbers(region) == list(range(N)), "contents"
-        libc.munlock(region.addr, region.size)
-        lru.drain()
+        syscalls.munlock(region.addr, region.size)
+        lru_batches.mlock_drain_local()
         assert not any(folios.mlocked(region)), "unlocked: none"
 
 
-def test_copy_of_a_page_of_a_locked_folio_is_marked(pressure):
+def test_copy_of_a_page_of_a_locked_folio_is_marked(reclaim):
     """After fork the parent's write into a locked folio gives it a mlocked copy; the child's
     exit leaves every page present and locked."""
-    with region_of(pressure) as region:
-        libc.mlock(region.addr, region.size)
+    with region_of(reclaim) as region:
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
-            libc.write(region.at(S + 3), b"mine")
-            lru.drain()
+            syscalls.store(region.at(S + 3), b"mine")
+            lru_batches.mlock_drain_local()
             [copy] = folios.of(Region(region.at(S + 3), PAGE))
             assert copy.marks == "MU", "the copy is mlocked"
-            child.call(libc.write, region.at(3), b"hers")
-            child.call(lru.drain)
+            child.call(syscalls.store, region.at(3), b"hers")
+            child.call(lru_batches.mlock_drain_local)
             [hers] = folios.of(Region(region.at(3), PAGE), child.pid)
             assert not hers.mlocked, "the child's is not"
             present(region)
         present(region)
         assert status.vmlck_pages() == N, "VmLck"
-        libc.munlock(region.addr, region.size)
-        lru.drain()
+        syscalls.munlock(region.addr, region.size)
+        lru_batches.mlock_drain_local()
         assert not any(folios.mlocked(region)), "unlocked: none"
 
 
-def test_two_lockers_of_a_folio(pressure):
+def test_two_lockers_of_a_folio(reclaim):
     """A folio locked by two processes stays mlocked until the last of them unlocks."""
-    with region_of(pressure) as region:
-        libc.mprotect(region.addr, region.size, libc.PROT_READ)
-        libc.mlock(region.addr, region.size)
+    with region_of(reclaim) as region:
+        syscalls.mprotect(region.addr, region.size, syscalls.PROT_READ)
+        syscalls.mlock(region.addr, region.size)
         with Child() as child:
-            child.call(libc.mlock, region.addr, region.size)
-            child.call(lru.drain)
-            libc.munlock(region.addr, region.size)
+            child.call(syscalls.mlock, region.addr, region.size)
+            child.call(lru_batches.mlock_drain_local)
+            syscalls.munlock(region.addr, region.size)
             assert marks(region) == "MMMM", "the child holds them"
-            libc.mlock(region.addr, region.size)
-            child.call(libc.munlock, region.addr, region.size)
-            child.call(lru.drain)
+            syscalls.mlock(region.addr, region.size)
+            child.call(syscalls.munlock, region.addr, region.size)
+            child.call(lru_batches.mlock_drain_local)
             assert marks(region) == "MMMM", "the parent does"
-            libc.munlock(region.addr, region.size)
+            syscalls.munlock(region.addr, region.size)
             assert marks(region) == "----", "nobody"
 
 
 def build(region):
-    thp.allow()
+    huge_pages.enable_thp()
     fill(region)
 
 
 @pytest.mark.needs("cgroup", "swap")
 @pytest.mark.claim("W1", "W17")
-def test_reclaim_takes_the_unlocked_part_of_a_folio(pressure):
+def test_reclaim_takes_the_unlocked_part_of_a_folio(reclaim):
     """Under pressure folios that are locked in part are split: the unlocked pages go, the locked
     stay, each mlocked; where a swap area takes folios whole, none goes from behind the lock."""
-    with region_of(pressure, touch=False) as region, pressure.cgroup() as group, Child() as child:
+    with region_of(reclaim, touch=False) as region, reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         child.call(build, region)
         need_large(region, child.pid)
         held = region.sub(S // 2, 2 * S)
         before, behind = region.sub(0, S // 2), region.sub(2 * S + S // 2, S - S // 2)
-        child.call(libc.mlock, held.addr, held.size)
-        child.call(lru.drain)
-        drive.until_gone(group.reclaim, child.pid, region.sub(3 * S, S))
-        drive.until_met(group.reclaim, child.pid, held)
-        child.call(lru.drain)
+        child.call(syscalls.mlock, held.addr, held.size)
+        child.call(lru_batches.mlock_drain_local)
+        drivers.reclaim_until_evicted(group.reclaim, child.pid, region.sub(3 * S, S))
+        drivers.until_met(group.reclaim, child.pid, held)
+        child.call(lru_batches.mlock_drain_local)
         assert pagemap.present_count(held.addr, held.pages, child.pid) == held.pages, "stay"
         found = folios.of(held, child.pid)
         crossing = folios.crossing(found)
         assert [folio.mlocked for folio in found] == [not c for c in crossing], "mlocked if split"
         # As huge pages are (test_kind_thp.py): unmapped up to the lock and no further.
         whole = [folio for folio, crosses in zip(found, crossing) if crosses]
-        assert not whole or swap.takes_large_folios(), "no area takes large folios: split"
+        assert not whole or block_devices.takes_large_folios(), "no area takes large folios: split"
         assert all(folio.swap_cached for folio in whole), "not split: they have their slots"
         assert child.call(numbers, held) == list(range(S // 2, S // 2 + 2 * S)), "contents"
-        assert twins.gone(before, child.pid) >= before.pages - 1, "before the lock: they go"
+        assert range_state.absent_pages(before, child.pid) >= before.pages - 1, (
+            "before the lock: they go"
+        )
         if crossing[-1]:
-            assert twins.gone(behind, child.pid) == 0, "behind it in a whole folio: they stay"
-            child.call(libc.munlock, held.addr, held.size)
-        assert drive.taken(group.reclaim, child.pid, behind), "without the lock in the way: they go"
+            assert range_state.absent_pages(behind, child.pid) == 0, (
+                "behind it in a whole folio: they stay"
+            )
+            child.call(syscalls.munlock, held.addr, held.size)
+        assert drivers.reclaim_evicts(group.reclaim, child.pid, behind), (
+            "without the lock in the way: they go"
+        )

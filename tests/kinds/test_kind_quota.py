@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Other users of RLIMIT_MEMLOCK: the limit is one, the accounts are several."""
 
 import ctypes
@@ -8,11 +9,12 @@ import socket
 
 import pytest
 
-from helpers import iouring, kernel, libc, perf, privilege, sysv
-from helpers.libc import PAGE, PAGE_KB
-from helpers.memory import mapping
-from helpers.observe import account, status
-from helpers.process import Child
+from helpers import syscalls
+from helpers.machine import kernel_version
+from helpers.memory import mapping, sysv_segment
+from helpers.observe import lock_accounting, status
+from helpers.processes import Child, credentials
+from helpers.syscalls import PAGE, PAGE_KB, io_uring, perf_event
 
 N = 8
 
@@ -27,22 +29,22 @@ def pinned_pages():
 
 def ordinary(pages):
     """In a child: a user of its own without capabilities, under a limit of so many pages."""
-    uid = sysv.spare_user()
+    uid = sysv_segment.unused_uid()
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (pages * PAGE, pages * PAGE))
-    privilege.become(uid, uid)
+    credentials.set_user(uid, uid)
 
 
 def pin(addr, pages):
     """In a child: the answer to a fixed buffer of so many pages, and VmLck, VmPin growing by."""
-    ring = iouring.create()
+    ring = io_uring.create()
     before = status.vmlck_pages(), pinned_pages()
-    answer = libc.outcome(iouring.register, ring, addr, pages * PAGE)
+    answer = syscalls.outcome(io_uring.register, ring, addr, pages * PAGE)
     change = status.vmlck_pages() - before[0], pinned_pages() - before[1]
     return answer, change, ring
 
 
 def lock_answers(addr, *counts):
-    return [libc.outcome(libc.mlock, addr, count * PAGE) for count in counts]
+    return [syscalls.outcome(syscalls.mlock, addr, count * PAGE) for count in counts]
 
 
 @USER
@@ -57,11 +59,13 @@ def test_fixed_buffers_and_locks_are_two_accounts():
         assert child.call(pin, region.addr, 41)[:2] == ("ENOMEM", (0, 0)), "beyond the limit"
         answer, change, ring = child.call(pin, region.addr, 16)
         assert (answer, change) == ("ok", (0, 16)), "VmPin"
-        assert child.call(account.pages, region) == "L" * 40 + "-" * 24, "lo as before"
-        child.call(libc.munlock, region.addr, region.size)
+        assert child.call(lock_accounting.page_letters, region) == "L" * 40 + "-" * 24, (
+            "lo as before"
+        )
+        child.call(syscalls.munlock, region.addr, region.size)
         assert child.call(pinned_pages) == 16, "munlock takes nothing from VmPin"
-        child.call(libc.mlock, region.addr, 40 * PAGE)
-        child.call(iouring.unregister, ring)
+        child.call(syscalls.mlock, region.addr, 40 * PAGE)
+        child.call(io_uring.unregister, ring)
         assert child.call(status.vmlck_pages) == 40, "locked as before"
         assert child.call(pinned_pages) == 0, "no longer pinned"
 
@@ -72,12 +76,12 @@ def test_ring_of_io_uring_is_in_no_vmlck():
     """Making and mapping an io_uring instance leaves the whole limit to mlock."""
     with mapping("private", N) as region, Child() as child:
         child.call(ordinary, N)
-        answer = child.call(libc.outcome, iouring.create)
+        answer = child.call(syscalls.outcome, io_uring.create)
         if answer == "EPERM":
             pytest.skip("needs io_uring for ordinary users: sysctl kernel.io_uring_disabled=0")
         charged = child.call(status.vmlck_pages), child.call(pinned_pages)
         # 26bfa89e25f4 (5.12; 5.10.162 has it too): the ring is the memory cgroup's affair.
-        if (answer, charged) != ("ok", (0, 0)) and kernel.version() < (5, 12, 0):
+        if (answer, charged) != ("ok", (0, 0)) and kernel_version.version() < (5, 12, 0):
             pytest.skip("needs a kernel from 5.12 on: before, the ring itself is charged")
         assert answer == "ok", "a ring can be had"
         assert charged == (0, 0), "and is neither in VmLck nor in VmPin"
@@ -117,15 +121,17 @@ def test_zero_copy_sends_have_an_account_of_their_own():
         assert child.call(send, region.addr, 2) == "ok", "a send within the limit"
         assert child.call(send, region.addr, 4 * N) == "ENOBUFS", "one beyond it"
         assert child.call(status.vmlck_pages) == N, "VmLck"
-        assert child.call(account.pages, region.sub(0, N)) == "L" * N, "locked as before"
+        assert child.call(lock_accounting.page_letters, region.sub(0, N)) == "L" * N, (
+            "locked as before"
+        )
 
 
 def ring_of(pages):
     """In a child: the answer to a perf ring of 2^n + 1 pages, and what VmLck, VmPin grew by."""
-    fd = perf.counter()
+    fd = perf_event.open_dummy_event()
     before = status.vmlck_pages(), pinned_pages()
-    answer = libc.outcome(
-        libc.mmap, 0, (pages + 1) * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd
+    answer = syscalls.outcome(
+        syscalls.mmap, 0, (pages + 1) * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd
     )  # fmt: skip
     return answer, (status.vmlck_pages() - before[0], pinned_pages() - before[1])
 
@@ -136,7 +142,7 @@ def ring_of(pages):
 def test_perf_rings_have_an_account_of_their_own():
     """A perf ring counts for its user up to perf_event_mlock_kb, then in VmPin up to the limit,
     then EPERM; VmLck never knows."""
-    allowed = perf.free_kb() // PAGE_KB * os.cpu_count()
+    allowed = perf_event.perf_event_mlock_kb() // PAGE_KB * os.cpu_count()
     power = 1 << max(0, (allowed // 2).bit_length() - 1)
     with mapping("private", N) as region, Child() as child:
         child.call(ordinary, N)
@@ -161,9 +167,9 @@ def test_full_accounts_do_not_hinder_each_other():
         child.call(ordinary, 32)
         assert child.call(lock_answers, region.addr, 33, 32) == ["ENOMEM", "ok"], "mlock"
         number = child.call(segment, 33)
-        assert child.call(libc.outcome, sysv.lock, number) == "ENOMEM", "SHM_LOCK of 33"
+        assert child.call(syscalls.outcome, sysv_segment.lock, number) == "ENOMEM", "SHM_LOCK of 33"
         number = child.call(segment, 16)
-        assert child.call(libc.outcome, sysv.lock, number) == "ok", "SHM_LOCK of 16"
+        assert child.call(syscalls.outcome, sysv_segment.lock, number) == "ok", "SHM_LOCK of 16"
         assert child.call(pin, region.addr, 33)[0] == "ENOMEM", "a buffer of 33"
         answers = child.call(lock_answers, region.addr, 32, 33)
         assert answers == ["ok", "ENOMEM"], "and mlock as before"
@@ -171,4 +177,4 @@ def test_full_accounts_do_not_hinder_each_other():
 
 
 def segment(pages):
-    return sysv.make(pages).id
+    return sysv_segment.create_segment(pages).id

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """memfd_secret: memory that is locked by its nature, and that nobody else can read.
 
 Two models: up to 7.1 the mapping is lo and counts in VmLck; since (6.1.192, 7.2) it is not lo, and
@@ -9,12 +10,20 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers import libc, lru, memory, outside, privilege, process, sysv
-from helpers.libc import PAGE
-from helpers.memory import Region
-from helpers.observe import account, maps, pagemap, presence, status
-from helpers.pressure import drive
-from helpers.process import Child
+from helpers import memory, processes, syscalls
+from helpers.memory import Region, sysv_segment
+from helpers.observe import (
+    lock_accounting,
+    lru_batches,
+    maps,
+    page_flags,
+    pagemap,
+    residency,
+    status,
+)
+from helpers.processes import Child, cpus, credentials, rlimits
+from helpers.reclaim import drivers
+from helpers.syscalls import PAGE, process_vm
 
 N = 8
 
@@ -27,10 +36,10 @@ pytestmark = [
 @contextmanager
 def secret(pages=N):
     """A shared mapping of a new secret memfd, untouched."""
-    fd = libc.syscall("memfd_secret", 0)
+    fd = syscalls.syscall("memfd_secret", 0)
     os.ftruncate(fd, pages * PAGE)
-    addr = libc.mmap(0, pages * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd)
-    with memory.unmapped_after(addr, pages * PAGE) as region:
+    addr = syscalls.mmap(0, pages * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd)
+    with memory.adopt_mapping(addr, pages * PAGE) as region:
         yield Region(region.addr, region.size, "secret", fd)
     os.close(fd)
 
@@ -41,11 +50,11 @@ def counted(region):
 
 
 def letters(region):
-    return (account.LOCKED if counted(region) else account.FREE) * region.pages
+    return (lock_accounting.LOCKED if counted(region) else lock_accounting.FREE) * region.pages
 
 
 def lock(region):
-    return libc.outcome(libc.mlock, region.addr, region.size)
+    return syscalls.outcome(syscalls.mlock, region.addr, region.size)
 
 
 def test_secret_memory_is_populated_by_touch_alone():
@@ -53,17 +62,17 @@ def test_secret_memory_is_populated_by_touch_alone():
     kernel may not look at it; a touch does, and it stays counted as it was."""
     with secret() as region:
         expected = letters(region)
-        assert presence.mapped(region) == "0" * N, "mapped: empty"
+        assert residency.mapped_bits(region) == "0" * N, "mapped: empty"
         lock(region)
-        assert presence.mapped(region) == "0" * N, "mlock: empty"
-        libc.fill(region.addr, 7, 3 * PAGE)
-        assert presence.mapped(region) == "11100000", "three are touched"
-        seen = account.of(region)
+        assert residency.mapped_bits(region) == "0" * N, "mlock: empty"
+        syscalls.memset(region.addr, 7, 3 * PAGE)
+        assert residency.mapped_bits(region) == "11100000", "three are touched"
+        seen = lock_accounting.read(region)
         assert (seen.pages, seen.vmlck) == (expected, expected.count("L")), "lo and VmLck"
-        flags = libc.MAP_SHARED | libc.MAP_POPULATE
-        addr = libc.mmap(0, region.size, libc.PROT_RW, flags, region.fd)
-        with memory.unmapped_after(addr, region.size) as other:
-            assert presence.mapped(other) == "0" * N, "MAP_POPULATE: empty"
+        flags = syscalls.MAP_SHARED | syscalls.MAP_POPULATE
+        addr = syscalls.mmap(0, region.size, syscalls.PROT_RW, flags, region.fd)
+        with memory.adopt_mapping(addr, region.size) as other:
+            assert residency.mapped_bits(other) == "0" * N, "MAP_POPULATE: empty"
             assert status.vmlck_pages() == 2 * expected.count("L"), "each mapping counts"
         assert status.vmlck_pages() == expected.count("L"), "until it is unmapped"
 
@@ -75,43 +84,43 @@ def test_lock_calls_leave_secret_memory_as_it_is(call):
 
     def act(addr, size):
         if call == "munlockall":
-            libc.munlockall()
+            syscalls.munlockall()
         elif call == "mlock2":
-            libc.outcome(libc.mlock2, addr, size, libc.MLOCK_ONFAULT)
+            syscalls.outcome(syscalls.mlock2, addr, size, syscalls.MLOCK_ONFAULT)
         else:
-            libc.outcome(getattr(libc, call), addr, size)
+            syscalls.outcome(getattr(syscalls, call), addr, size)
 
     with secret() as region, memory.mapping("private", 1) as plain:
         region.touch()
         before = letters(region)
         unlocking = call in {"munlock", "munlockall"}
         if unlocking:
-            libc.mlock(plain.addr, PAGE)
+            syscalls.mlock(plain.addr, PAGE)
         act(plain.addr, PAGE)
         act(region.at(1), PAGE)
         if unlocking:
             act(region.addr, region.size)
-        seen = account.of(region)
+        seen = lock_accounting.read(region)
         assert maps.at(plain.addr).locked is not unlocking, "control: plain memory obeys"
         assert seen.pages == before, "the mark"
         assert seen.vmlck == before.count("L") + (not unlocking), "VmLck"
-        assert presence.mapped(region) == "1" * N, "every page is there"
+        assert residency.mapped_bits(region) == "1" * N, "every page is there"
         assert len(maps.smaps(low=region.addr, high=region.end)) == 1, "one VMA"
 
 
 @pytest.mark.needs("kpageflags")
 def test_pages_of_secret_memory_are_unevictable():
     """Every touched page of secret memory is unevictable, and stays so after munlock."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with secret() as region:
         region.touch()
-        lru.drain()
-        seen = pagemap.snapshot(region.addr, N)
-        assert seen.having(pagemap.UNEVICTABLE) == N, "unevictable"
-        libc.munlock(region.addr, region.size)
-        lru.drain()
-        seen = pagemap.snapshot(region.addr, N)
-        assert seen.having(pagemap.UNEVICTABLE) == N, "after munlock, too"
+        lru_batches.mlock_drain_local()
+        seen = page_flags.snapshot(region.addr, N)
+        assert seen.count_with(page_flags.UNEVICTABLE) == N, "unevictable"
+        syscalls.munlock(region.addr, region.size)
+        lru_batches.mlock_drain_local()
+        seen = page_flags.snapshot(region.addr, N)
+        assert seen.count_with(page_flags.UNEVICTABLE) == N, "after munlock, too"
 
 
 def test_unmapping_secret_memory_gives_its_count_back():
@@ -119,34 +128,36 @@ def test_unmapping_secret_memory_gives_its_count_back():
     with secret() as region:
         region.touch()
         each = letters(region).count("L") // N
-        libc.munmap(region.at(5), 3 * PAGE)
+        syscalls.munmap(region.at(5), 3 * PAGE)
         assert status.vmlck_pages() == 5 * each, "the tail"
-        libc.munmap(region.at(1), PAGE)
+        syscalls.munmap(region.at(1), PAGE)
         assert status.vmlck_pages() == 4 * each, "the middle"
         assert maps.locked_kb() == status.vmlck_kb(), "the sum of the lo VMAs"
-        assert region.sub(2, 3).peek() == b"\xa5" * 3, "the rest is there"
+        assert region.sub(2, 3).first_bytes() == b"\xa5" * 3, "the rest is there"
     assert status.vmlck_kb() == 0, "nothing is left"
 
 
 def ordinary(pages, uid):
-    privilege.set_memlock(pages * PAGE)
-    privilege.become(uid, uid)
+    rlimits.set_soft_memlock(pages * PAGE)
+    credentials.set_user(uid, uid)
 
 
 def map_secret(pages):
     """In a child: the answer to mapping so many pages of a new secret memfd, kept mapped."""
-    fd = libc.syscall("memfd_secret", 0)
+    fd = syscalls.syscall("memfd_secret", 0)
     os.ftruncate(fd, pages * PAGE)
-    return libc.outcome(libc.mmap, 0, pages * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd)
+    return syscalls.outcome(
+        syscalls.mmap, 0, pages * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd
+    )
 
 
 def touch_secret(pages, touched):
     """In a child: map and touch."""
-    fd = libc.syscall("memfd_secret", 0)
+    fd = syscalls.syscall("memfd_secret", 0)
     os.ftruncate(fd, pages * PAGE)
-    addr = libc.mmap(0, pages * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd)
+    addr = syscalls.mmap(0, pages * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd)
     for page in range(touched):
-        libc.write(addr + page * PAGE, b"x")
+        syscalls.store(addr + page * PAGE, b"x")
     return touched
 
 
@@ -156,22 +167,22 @@ def test_secret_memory_is_bound_by_the_limit():
     EAGAIN; where it is charged when touched, the touch beyond it gives SIGBUS."""
     with secret(1) as probe:
         old = counted(probe)
-    uid = sysv.spare_user()
+    uid = sysv_segment.unused_uid()
     with memory.mapping("private", 4) as plain, Child() as child:
         child.call(ordinary, 4, uid)
         if not old:
             assert child.call(touch_secret, N, 4) == 4, "as many as the limit"
-            with pytest.raises(process.ChildKilled) as killed:
+            with pytest.raises(processes.ChildKilled) as killed:
                 child.call(touch_secret, N, 1)
             assert killed.value.signal == "SIGBUS", "one more"
             return
         assert child.call(map_secret, 5) == "EAGAIN", "five pages"
         assert child.call(map_secret, 3) == "ok", "three"
         assert child.call(map_secret, 2) == "EAGAIN", "two more"
-        assert child.call(libc.outcome, libc.mlock, plain.addr, 2 * PAGE) == "ENOMEM", (
+        assert child.call(syscalls.outcome, syscalls.mlock, plain.addr, 2 * PAGE) == "ENOMEM", (
             "mlock has the same account"
         )
-        assert child.call(libc.outcome, libc.mlock, plain.addr, PAGE) == "ok", "one is left"
+        assert child.call(syscalls.outcome, syscalls.mlock, plain.addr, PAGE) == "ok", "one is left"
         assert child.call(map_secret, 1) == "EAGAIN", "and then none"
 
 
@@ -182,7 +193,7 @@ def test_capability_lifts_the_limit_of_counted_secret_memory():
         if not counted(probe):
             pytest.skip("needs secret memory that counts in VmLck: here it is charged by page")
     for limit in (0, PAGE):
-        with privilege.memlock(limit):
+        with rlimits.soft_memlock_limit(limit):
             assert map_secret(4) == "ok", f"at limit {limit}"
 
 
@@ -190,7 +201,9 @@ def test_secret_memory_can_be_shared_only():
     """A private mapping of secret memory is refused with EINVAL, and counts nothing."""
     with secret() as region:
         before = status.vmlck_kb()
-        answer = libc.outcome(libc.mmap, 0, PAGE, libc.PROT_RW, libc.MAP_PRIVATE, region.fd)
+        answer = syscalls.outcome(
+            syscalls.mmap, 0, PAGE, syscalls.PROT_RW, syscalls.MAP_PRIVATE, region.fd
+        )
         assert answer == "EINVAL", "MAP_PRIVATE"
         assert status.vmlck_kb() == before, "VmLck"
 
@@ -202,15 +215,15 @@ def test_child_shares_secret_memory_without_the_lock():
         region.touch()
         before = letters(region)
         with Child() as child:
-            assert child.call(region.peek) == b"\xa5" * N, "the same pages"
+            assert child.call(region.first_bytes) == b"\xa5" * N, "the same pages"
             assert child.call(status.vmlck_kb) == 0, "VmLck of the child"
             assert not maps.at(region.addr, child.pid).locked, "not lo"
-            child.call(libc.munlock, region.addr, region.size)
-            child.call(libc.munmap, region.addr, 2 * PAGE)
+            child.call(syscalls.munlock, region.addr, region.size)
+            child.call(syscalls.munmap, region.addr, 2 * PAGE)
             assert child.call(status.vmlck_kb) == 0, "after munmap"
-        seen = account.of(region)
+        seen = lock_accounting.read(region)
         assert (seen.pages, seen.vmlck) == (before, before.count("L")), "the parent's"
-        assert presence.mapped(region) == "1" * N, "all there"
+        assert residency.mapped_bits(region) == "1" * N, "all there"
 
 
 def test_nobody_else_reads_secret_memory():
@@ -220,16 +233,20 @@ def test_nobody_else_reads_secret_memory():
         region.write(0x5C)
         pid = child.pid
         answers = {
-            "process_vm_readv": libc.outcome(outside.read, pid, region.addr, 16),
-            "process_vm_writev": libc.outcome(outside.write, pid, region.addr, b"x"),
-            "/proc/PID/mem": libc.outcome(outside.peek_file, pid, region.addr, 16),
-            "own process_vm_readv": libc.outcome(outside.read, os.getpid(), region.addr, 16),
-            "/proc/self/mem": libc.outcome(memory.force, region.addr, b"x"),
+            "process_vm_readv": syscalls.outcome(process_vm.process_vm_readv, pid, region.addr, 16),
+            "process_vm_writev": syscalls.outcome(
+                process_vm.process_vm_writev, pid, region.addr, b"x"
+            ),
+            "/proc/PID/mem": syscalls.outcome(process_vm.read_proc_mem, pid, region.addr, 16),
+            "own process_vm_readv": syscalls.outcome(
+                process_vm.process_vm_readv, os.getpid(), region.addr, 16
+            ),
+            "/proc/self/mem": syscalls.outcome(syscalls.write_proc_self_mem, region.addr, b"x"),
         }
         refused = {"EFAULT", "EIO"}
         assert {k: v for k, v in answers.items() if v not in refused} == {}, "all are refused"
-        assert libc.outcome(os.pread, region.fd, 16, 0) != "ok", "read(2) of the descriptor"
-        assert region.peek() == b"\x5c" * N, "nothing was written"
+        assert syscalls.outcome(os.pread, region.fd, 16, 0) != "ok", "read(2) of the descriptor"
+        assert region.first_bytes() == b"\x5c" * N, "nothing was written"
 
 
 @pytest.mark.parametrize(
@@ -239,35 +256,39 @@ def test_advice_takes_no_secret_page(advice):
     """No advice to madvise takes a page of lo secret memory away."""
     with secret() as region:
         region.write(0x3D)
-        answer = libc.outcome(libc.madvise, region.addr, region.size, getattr(libc, advice))
+        answer = syscalls.outcome(
+            syscalls.madvise, region.addr, region.size, getattr(syscalls, advice)
+        )
         if counted(region):
             assert answer == "EINVAL", f"{advice} of locked memory"
-            assert presence.mapped(region) == "1" * N, "still mapped"
-        assert region.peek() == b"\x3d" * N, "contents"
+            assert residency.mapped_bits(region) == "1" * N, "still mapped"
+        assert region.first_bytes() == b"\x3d" * N, "contents"
 
 
 def hold(pages):
     """In the child: touched secret memory, and plain memory beside it."""
-    fd = libc.syscall("memfd_secret", 0)
+    fd = syscalls.syscall("memfd_secret", 0)
     os.ftruncate(fd, pages * PAGE)
-    found = Region(libc.mmap(0, pages * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd), pages * PAGE)
+    found = Region(
+        syscalls.mmap(0, pages * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd), pages * PAGE
+    )
     found.write(0x44)
-    control = Region(libc.mmap(0, pages * PAGE), pages * PAGE)
-    libc.write(control.addr, os.urandom(control.size))
+    control = Region(syscalls.mmap(0, pages * PAGE), pages * PAGE)
+    syscalls.store(control.addr, os.urandom(control.size))
     return found, control
 
 
 @pytest.mark.needs("cgroup", "swap", "lock:128")
 @pytest.mark.claim("W1")
-def test_secret_memory_stays_under_pressure(pressure):
+def test_secret_memory_stays_under_pressure(reclaim):
     """Reclaim takes the plain memory beside secret memory, and none of it, unlocked or not."""
     pages = 128
-    with pressure.cgroup() as group, Child() as child:
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         found, control = child.call(hold, pages)
-        child.call(libc.munlock, found.addr, found.size)
+        child.call(syscalls.munlock, found.addr, found.size)
         before = pagemap.pfns(found.addr, pages, child.pid)
-        drive.until_gone(group.reclaim, child.pid, control)
+        drivers.reclaim_until_evicted(group.reclaim, child.pid, control)
         assert pagemap.present_count(found.addr, pages, child.pid) == pages, "all there"
         assert pagemap.pfns(found.addr, pages, child.pid) == before, "in their frames"
 
@@ -278,15 +299,15 @@ def test_secret_memory_made_under_future_counts_once():
     back."""
     # In the newer model it is lo only here (7.2, 7.3): do_mmap() adds the flag, mlock() does not.
     with Child() as child:
-        child.call(libc.mlockall, libc.MCL_FUTURE)
-        plain = child.call(libc.mmap, 0, PAGE)
+        child.call(syscalls.mlockall, syscalls.MCL_FUTURE)
+        plain = child.call(syscalls.mmap, 0, PAGE)
         assert maps.at(plain, child.pid).locked, "control: plain memory is lo"
         before = child.call(vmlck_now)
         found = child.call(hold_only, N)
         pages = N if maps.at(found, child.pid).locked else 0
         assert child.call(vmlck_now) - before == pages, "VmLck"
         assert maps.locked_kb(child.pid) == status.vmlck_kb(child.pid), "VmLck is the sum of lo"
-        child.call(libc.munmap, found, N * PAGE)
+        child.call(syscalls.munmap, found, N * PAGE)
         assert child.call(vmlck_now) == before, "unmapped"
 
 
@@ -295,6 +316,6 @@ def vmlck_now():
 
 
 def hold_only(pages):
-    fd = libc.syscall("memfd_secret", 0)
-    libc.outcome(os.ftruncate, fd, pages * PAGE)
-    return libc.mmap(0, pages * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd)
+    fd = syscalls.syscall("memfd_secret", 0)
+    syscalls.outcome(os.ftruncate, fd, pages * PAGE)
+    return syscalls.mmap(0, pages * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd)

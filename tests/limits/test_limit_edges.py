@@ -1,37 +1,44 @@
+# SPDX-License-Identifier: MIT
 """RLIMIT_MEMLOCK reached and passed, by each call that locks, without CAP_IPC_LOCK."""
 
 import pytest
 
-from helpers import libc, memory
-from helpers.each import each
-from helpers.libc import PAGE
+from helpers import memory, syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
-from helpers.privilege import INFINITE, limited, memlock, memlock_limit, without
+from helpers.processes.credentials import without_capabilities
+from helpers.processes.rlimits import (
+    RLIM_INFINITY,
+    memlock_limit,
+    soft_memlock_limit,
+    unprivileged_with_limit,
+)
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.source("mlock(2) ERRORS", "getrlimit(2) RLIMIT_MEMLOCK")]
 
 
-def map_locked(addr, size, flags=libc.MAP_PRIVATE):
-    flags |= libc.MAP_ANONYMOUS | libc.MAP_FIXED | libc.MAP_LOCKED
-    libc.mmap(addr, size, libc.PROT_RW, flags)
+def map_locked(addr, size, flags=syscalls.MAP_PRIVATE):
+    flags |= syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED | syscalls.MAP_LOCKED
+    syscalls.mmap(addr, size, syscalls.PROT_RW, flags)
 
 
 def map_locked_shared(addr, size):
-    map_locked(addr, size, libc.MAP_SHARED)
+    map_locked(addr, size, syscalls.MAP_SHARED)
 
 
 def mlock2(addr, size):
-    libc.mlock2(addr, size, 0)
+    syscalls.mlock2(addr, size, 0)
 
 
 def onfault(addr, size):
-    libc.mlock2(addr, size, libc.MLOCK_ONFAULT)
+    syscalls.mlock2(addr, size, syscalls.MLOCK_ONFAULT)
 
 
 # Each call, and what it answers over the limit.
 ROUTES = {
-    "mlock": (libc.mlock, "ENOMEM"),
+    "mlock": (syscalls.mlock, "ENOMEM"),
     "mlock2": (mlock2, "ENOMEM"),
     "onfault": (onfault, "ENOMEM"),
     "MAP_LOCKED": (map_locked, "EAGAIN"),
@@ -42,7 +49,7 @@ BY_ROUTE = pytest.mark.parametrize(("lock", "refusal"), ROUTES.values(), ids=ROU
 
 def locked_pages():
     """VmLck and the sum of lo VMAs, in pages: they must agree."""
-    counted, summed = status.vmlck_pages(), maps.locked_kb() // libc.PAGE_KB
+    counted, summed = status.vmlck_pages(), maps.locked_kb() // syscalls.PAGE_KB
     assert counted == summed, "VmLck equals the lo VMAs"
     return counted
 
@@ -54,10 +61,10 @@ def test_limit_may_be_reached_exactly_in_one_call(lock, refusal):
     """A process without CAP_IPC_LOCK locks exactly as many pages as its soft limit holds,
     and not one more.
     """
-    with mapping(pages=8) as region, limited(4 * PAGE):
-        over = libc.outcome(lock, region.addr, 5 * PAGE)
+    with mapping(pages=8) as region, unprivileged_with_limit(4 * PAGE):
+        over = syscalls.outcome(lock, region.addr, 5 * PAGE)
         after_over = locked_pages()
-        equal = libc.outcome(lock, region.addr, 4 * PAGE)
+        equal = syscalls.outcome(lock, region.addr, 4 * PAGE)
         assert over == refusal, "five pages under a limit of four are refused"
         assert after_over == 0, "the refused call counts nothing"
         assert equal == "ok", "four pages under a limit of four are locked"
@@ -68,11 +75,11 @@ def test_limit_may_be_reached_exactly_in_one_call(lock, refusal):
 @pytest.mark.needs("limit:4")
 def test_limit_holds_for_the_sum_of_locks(lock, refusal):
     """The limit is compared with what is locked already plus what is asked for."""
-    with mapping(pages=8) as region, limited(4 * PAGE):
-        libc.mlock(region.addr, 3 * PAGE)
-        over = libc.outcome(lock, region.at(4), 2 * PAGE)
-        equal = libc.outcome(lock, region.at(4), PAGE)
-        one_more = libc.outcome(lock, region.at(6), PAGE)
+    with mapping(pages=8) as region, unprivileged_with_limit(4 * PAGE):
+        syscalls.mlock(region.addr, 3 * PAGE)
+        over = syscalls.outcome(lock, region.at(4), 2 * PAGE)
+        equal = syscalls.outcome(lock, region.at(4), PAGE)
+        one_more = syscalls.outcome(lock, region.at(6), PAGE)
         assert over == refusal, "3 + 2 pages under a limit of four are refused"
         assert equal == "ok", "3 + 1 pages under a limit of four are locked"
         assert one_more == refusal, "at the limit one page more is refused"
@@ -83,10 +90,10 @@ def test_limit_holds_for_the_sum_of_locks(lock, refusal):
 @pytest.mark.needs("limit:5")
 def test_limit_rounds_down_to_pages(lock, refusal):
     """A limit that is no multiple of the page size holds the whole pages below it."""
-    with mapping(pages=8) as region, limited(5 * PAGE - 1):
-        over = libc.outcome(lock, region.addr, 5 * PAGE)
-        equal = libc.outcome(lock, region.addr, 4 * PAGE)
-        one_more = libc.outcome(lock, region.at(5), PAGE)
+    with mapping(pages=8) as region, unprivileged_with_limit(5 * PAGE - 1):
+        over = syscalls.outcome(lock, region.addr, 5 * PAGE)
+        equal = syscalls.outcome(lock, region.addr, 4 * PAGE)
+        one_more = syscalls.outcome(lock, region.at(5), PAGE)
         assert over == refusal, "five pages under a byte less than five pages"
         assert equal == "ok", "four pages under a byte less than five pages"
         assert one_more == refusal, "the bytes beyond the fourth page lock nothing"
@@ -101,14 +108,14 @@ def test_limit_below_one_page_is_no_privilege_error(lock, refusal):
     EAGAIN); EPERM is for the limit 0 alone.
     """
     with mapping(pages=2) as region:
-        with limited(1):
-            byte = libc.outcome(lock, region.addr, 1)
-        with limited(PAGE - 1):
-            below = libc.outcome(lock, region.addr, 1)
+        with unprivileged_with_limit(1):
+            byte = syscalls.outcome(lock, region.addr, 1)
+        with unprivileged_with_limit(PAGE - 1):
+            below = syscalls.outcome(lock, region.addr, 1)
             after = locked_pages()
-            nothing = libc.outcome(libc.mlock, region.addr, 0)
-        with limited(PAGE):
-            page = libc.outcome(lock, region.addr, 1)
+            nothing = syscalls.outcome(syscalls.mlock, region.addr, 0)
+        with unprivileged_with_limit(PAGE):
+            page = syscalls.outcome(lock, region.addr, 1)
         assert byte == refusal, "a page under a limit of one byte"
         assert below == refusal, "a page under a limit of one byte less"
         assert after == 0, "nothing is counted"
@@ -123,9 +130,9 @@ def test_limit_below_one_page_refuses_mlockall_with_enomem(limit):
     """mlockall(MCL_CURRENT) under a limit of less than a page gives ENOMEM, not EPERM, and
     locks nothing.
     """
-    with limited(limit):
-        plain = libc.outcome(libc.mlockall, libc.MCL_CURRENT)
-        lazily = libc.outcome(libc.mlockall, libc.MCL_CURRENT | libc.MCL_ONFAULT)
+    with unprivileged_with_limit(limit):
+        plain = syscalls.outcome(syscalls.mlockall, syscalls.MCL_CURRENT)
+        lazily = syscalls.outcome(syscalls.mlockall, syscalls.MCL_CURRENT | syscalls.MCL_ONFAULT)
         assert plain == "ENOMEM", "mlockall(MCL_CURRENT)"
         assert lazily == "ENOMEM", "mlockall(MCL_CURRENT|MCL_ONFAULT)"
         assert locked_pages() == 0, "nothing is locked"
@@ -147,13 +154,13 @@ def test_limit_below_one_page_refuses_mlockall_with_enomem(limit):
 def test_limit_counts_the_pages_a_range_touches(offset, length, pages):
     """What counts against the limit is every page that the range touches, not its length."""
     with mapping(pages=8) as region:
-        with limited((pages - 1) * PAGE):
-            short = libc.outcome(libc.mlock, region.addr + offset, length)
-            lazily = libc.outcome(onfault, region.addr + offset, length)
+        with unprivileged_with_limit((pages - 1) * PAGE):
+            short = syscalls.outcome(syscalls.mlock, region.addr + offset, length)
+            lazily = syscalls.outcome(onfault, region.addr + offset, length)
             before = locked_pages()
         if pages <= 4:
-            with limited(pages * PAGE):
-                enough = libc.outcome(libc.mlock, region.addr + offset, length)
+            with unprivileged_with_limit(pages * PAGE):
+                enough = syscalls.outcome(syscalls.mlock, region.addr + offset, length)
             assert enough == "ok", f"{length} bytes from byte {offset}: {pages} pages are enough"
             assert locked_pages() == pages, "so many are locked"
         assert short == "ENOMEM", f"{length} bytes from byte {offset}: {pages - 1} pages do not do"
@@ -167,35 +174,35 @@ def test_limit_refuses_every_longer_range_and_no_other():
     """Of all page ranges of a mapping exactly those that are longer than the limit are
     refused, with ENOMEM.
     """
-    with mapping(pages=7) as region, limited(4 * PAGE):
+    with mapping(pages=7) as region, unprivileged_with_limit(4 * PAGE):
         seen, expected = {}, {}
         for first in range(region.pages):
             for count in range(1, region.pages - first + 1):
-                for name, call in (("mlock", libc.mlock), ("onfault", onfault)):
+                for name, call in (("mlock", syscalls.mlock), ("onfault", onfault)):
                     key = name, first, count
-                    seen[key] = libc.outcome(call, region.at(first), count * PAGE)
+                    seen[key] = syscalls.outcome(call, region.at(first), count * PAGE)
                     expected[key] = "ok" if count <= 4 else "ENOMEM"
-                    libc.munlock(region.addr, region.size)
+                    syscalls.munlock(region.addr, region.size)
         assert seen == expected, "refused exactly beyond four pages"
         assert locked_pages() == 0, "all is given back"
 
 
-@each("kind", memory.KINDS)
+@each("kind", memory.MAPPING_KINDS)
 @pytest.mark.needs("limit:4")
 def test_limit_holds_for_mlock_of_each_kind(kind):
     """mlock of anonymous and file memory, private and shared, obeys the limit to the page."""
-    with mapping(kind, 6) as region, limited(4 * PAGE):
-        over = libc.outcome(libc.mlock, region.addr, 5 * PAGE)
-        lazily = libc.outcome(onfault, region.addr, 5 * PAGE)
+    with mapping(kind, 6) as region, unprivileged_with_limit(4 * PAGE):
+        over = syscalls.outcome(syscalls.mlock, region.addr, 5 * PAGE)
+        lazily = syscalls.outcome(onfault, region.addr, 5 * PAGE)
         none = pagemap.present_count(region.addr, region.pages)
-        equal = libc.outcome(libc.mlock, region.addr, 4 * PAGE)
+        equal = syscalls.outcome(syscalls.mlock, region.addr, 4 * PAGE)
         assert (over, lazily) == ("ENOMEM", "ENOMEM"), "five pages under a limit of four"
         assert none == 0, "the refused calls populate nothing"
         assert equal == "ok", "four pages under a limit of four"
         assert locked_pages() == 4, "four pages are counted"
 
 
-@each("kind", memory.KINDS)
+@each("kind", memory.MAPPING_KINDS)
 @pytest.mark.needs("limit:4")
 def test_limit_holds_for_map_locked_of_each_kind(kind):
     """mmap(MAP_LOCKED) of anonymous and file memory, private and shared, obeys the limit to
@@ -203,24 +210,26 @@ def test_limit_holds_for_map_locked_of_each_kind(kind):
     """
 
     def locked(pages):
-        with mapping(kind, pages, flags=libc.MAP_LOCKED):
+        with mapping(kind, pages, flags=syscalls.MAP_LOCKED):
             return locked_pages()
 
-    with limited(4 * PAGE):
-        over = libc.outcome(locked, 5)
+    with unprivileged_with_limit(4 * PAGE):
+        over = syscalls.outcome(locked, 5)
         assert over == "EAGAIN", "five pages under a limit of four"
         assert locked_pages() == 0, "the refused call counts nothing"
         assert locked(4) == 4, "four pages under a limit of four are counted"
 
 
-@pytest.mark.parametrize("prot", [libc.PROT_NONE, libc.PROT_READ, libc.PROT_WRITE])
+@pytest.mark.parametrize("prot", [syscalls.PROT_NONE, syscalls.PROT_READ, syscalls.PROT_WRITE])
 @pytest.mark.needs("limit:4")
 def test_limit_holds_whatever_the_protection(prot):
     """MAP_LOCKED counts against the limit whatever the protection, PROT_NONE included."""
-    with limited(4 * PAGE):
-        with mapping(pages=3, prot=prot, flags=libc.MAP_LOCKED):
-            over = libc.outcome(mapping(pages=2, prot=prot, flags=libc.MAP_LOCKED).__enter__)
-            with mapping(pages=1, prot=prot, flags=libc.MAP_LOCKED):
+    with unprivileged_with_limit(4 * PAGE):
+        with mapping(pages=3, prot=prot, flags=syscalls.MAP_LOCKED):
+            over = syscalls.outcome(
+                mapping(pages=2, prot=prot, flags=syscalls.MAP_LOCKED).__enter__
+            )
+            with mapping(pages=1, prot=prot, flags=syscalls.MAP_LOCKED):
                 full = locked_pages()
         assert over == "EAGAIN", "3 + 2 pages under a limit of four"
         assert full == 4, "3 + 1 pages are counted"
@@ -229,9 +238,9 @@ def test_limit_holds_whatever_the_protection(prot):
 @pytest.mark.needs("limit:4")
 def test_limit_counts_mappings_not_resident_pages():
     """Memory locked on fault fills the limit though none of its pages exists."""
-    with mapping(pages=8) as region, limited(4 * PAGE):
+    with mapping(pages=8) as region, unprivileged_with_limit(4 * PAGE):
         onfault(region.addr, 4 * PAGE)
-        one_more = libc.outcome(libc.mlock, region.at(4), PAGE)
+        one_more = syscalls.outcome(syscalls.mlock, region.at(4), PAGE)
         assert pagemap.present_count(region.addr, 8) == 0, "no page is present"
         assert one_more == "ENOMEM", "the limit is reached all the same"
 
@@ -239,22 +248,22 @@ def test_limit_counts_mappings_not_resident_pages():
 @pytest.mark.needs("limit:4")
 def test_limit_does_not_count_memory_that_is_not_locked():
     """Resident memory that is not locked takes nothing from the limit."""
-    with mapping(pages=32) as region, limited(4 * PAGE):
+    with mapping(pages=32) as region, unprivileged_with_limit(4 * PAGE):
         region.touch()
-        seen = libc.outcome(libc.mlock, region.at(8), 4 * PAGE)
+        seen = syscalls.outcome(syscalls.mlock, region.at(8), 4 * PAGE)
         assert seen == "ok", "four of thirty-two resident pages under a limit of four"
 
 
 @pytest.mark.needs("limit:8")
 def test_soft_limit_decides():
     """The soft limit refuses, however high the hard one; raised again, it allows at once."""
-    with mapping(pages=8) as region, limited(2 * PAGE):
+    with mapping(pages=8) as region, unprivileged_with_limit(2 * PAGE):
         hard = memlock_limit()[1]
-        assert hard == INFINITE or hard >= 8 * PAGE, "the hard limit is above"
-        low = [libc.outcome(call, region.addr, 3 * PAGE) for call, _ in ROUTES.values()]
-        with memlock(4 * PAGE):
-            raised = libc.outcome(libc.mlock, region.addr, 4 * PAGE)
-            beyond = libc.outcome(libc.mlock, region.at(4), PAGE)
+        assert hard == RLIM_INFINITY or hard >= 8 * PAGE, "the hard limit is above"
+        low = [syscalls.outcome(call, region.addr, 3 * PAGE) for call, _ in ROUTES.values()]
+        with soft_memlock_limit(4 * PAGE):
+            raised = syscalls.outcome(syscalls.mlock, region.addr, 4 * PAGE)
+            beyond = syscalls.outcome(syscalls.mlock, region.at(4), PAGE)
         assert low == [refusal for _, refusal in ROUTES.values()], "three pages, soft limit two"
         assert raised == "ok", "four pages once the soft limit is four"
         assert beyond == "ENOMEM", "and not the fifth"
@@ -264,8 +273,12 @@ def test_soft_limit_decides():
 @pytest.mark.needs("limit-infinite", "budget:64")
 def test_infinite_limit_allows_any_amount(lock, refusal):
     """Under an infinite soft limit a process without CAP_IPC_LOCK locks what it likes."""
-    with mapping(pages=64) as region, without("CAP_IPC_LOCK"), memlock(INFINITE):
-        seen = libc.outcome(lock, region.addr, region.size)
+    with (
+        mapping(pages=64) as region,
+        without_capabilities("CAP_IPC_LOCK"),
+        soft_memlock_limit(RLIM_INFINITY),
+    ):
+        seen = syscalls.outcome(lock, region.addr, region.size)
         assert seen == "ok", "64 pages"
         assert locked_pages() == 64, "they are counted"
 
@@ -274,9 +287,9 @@ def test_infinite_limit_allows_any_amount(lock, refusal):
 def test_infinite_limit_allows_a_large_range():
     """Under an infinite limit a range of 65,536 pages can be locked on fault."""
     pages = 1 << 16
-    with mapping(pages=pages, prot=libc.PROT_READ) as region:
-        with without("CAP_IPC_LOCK"), memlock(INFINITE):
-            seen = libc.outcome(onfault, region.addr, region.size)
+    with mapping(pages=pages, prot=syscalls.PROT_READ) as region:
+        with without_capabilities("CAP_IPC_LOCK"), soft_memlock_limit(RLIM_INFINITY):
+            seen = syscalls.outcome(onfault, region.addr, region.size)
             counted = locked_pages()
         assert seen == "ok", f"{pages} pages locked on fault"
         assert counted == pages, "all are counted"

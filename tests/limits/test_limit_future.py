@@ -1,29 +1,30 @@
+# SPDX-License-Identifier: MIT
 """Under MCL_FUTURE and on a locked stack: memory that comes by itself meets the limit."""
 
 import os
 
 import pytest
 
-from helpers import libc, memory, process
-from helpers.bare import Bare
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE, PAGE_KB
+from helpers import memory, processes, syscalls
 from helpers.observe import maps, pagemap, status
+from helpers.processes.stub import StubProcess
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE, PAGE_KB, sysv
 
 pytestmark = [
     pytest.mark.needs("bare-process", "limit:8"),
     pytest.mark.source("mlockall(2) MCL_FUTURE", "mlock_future_ok() in mm/mmap.c"),
 ]
 
-ANON = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
-RW = libc.PROT_RW
+ANON = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS
+RW = syscalls.PROT_RW
 MAPPINGS = {
     "private": (RW, ANON),
-    "shared": (RW, libc.MAP_SHARED | libc.MAP_ANONYMOUS),
-    "PROT_NONE": (libc.PROT_NONE, ANON),
-    "read-only": (libc.PROT_READ, ANON),
-    "NORESERVE": (RW, ANON | libc.MAP_NORESERVE),
-    "POPULATE": (RW, ANON | libc.MAP_POPULATE),
-    "LOCKED": (RW, ANON | libc.MAP_LOCKED),
+    "shared": (RW, syscalls.MAP_SHARED | syscalls.MAP_ANONYMOUS),
+    "PROT_NONE": (syscalls.PROT_NONE, ANON),
+    "read-only": (syscalls.PROT_READ, ANON),
+    "NORESERVE": (RW, ANON | syscalls.MAP_NORESERVE),
+    "POPULATE": (RW, ANON | syscalls.MAP_POPULATE),
+    "LOCKED": (RW, ANON | syscalls.MAP_LOCKED),
 }
 BY_MAPPING = pytest.mark.parametrize(("prot", "how"), MAPPINGS.values(), ids=MAPPINGS)
 FLAGS = {"F": MCL_FUTURE, "FO": MCL_FUTURE | MCL_ONFAULT}
@@ -32,7 +33,7 @@ BY_FLAGS = pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 
 def ordinary(limit, before=None):
     """A bare process without CAP_IPC_LOCK under a soft limit of ``limit`` pages."""
-    bare = Bare(before)
+    bare = StubProcess(before)
     bare.without("CAP_IPC_LOCK").limit(limit * PAGE)
     return bare
 
@@ -65,7 +66,7 @@ def fate(bare, addr):
     """``"ok"``, or the signal that a write to ``addr`` brings."""
     try:
         bare.store(addr)
-    except process.ChildKilled as killed:
+    except processes.ChildKilled as killed:
         return killed.signal
     return "ok"
 
@@ -80,14 +81,14 @@ def test_future_mapping_over_the_limit_gives_eagain(flags, prot, how):
     with ordinary(8) as bare:
         bare.call("mlockall", flags)
         before = lines(bare)
-        over = libc.outcome(bare.mmap, 9, prot, how)
+        over = syscalls.outcome(bare.mmap, 9, prot, how)
         refused = counted(bare), lines(bare)
         addr = bare.mmap(8, prot, how)
         full = counted(bare)
-        one_more = libc.outcome(bare.mmap, 1, prot, how)
+        one_more = syscalls.outcome(bare.mmap, 1, prot, how)
         after = counted(bare)
         bare.call("munmap", addr, 2 * PAGE)
-        again = libc.outcome(bare.mmap, 3, prot, how), libc.outcome(bare.mmap, 2, prot, how)
+        again = syscalls.outcome(bare.mmap, 3, prot, how), syscalls.outcome(bare.mmap, 2, prot, how)
         assert over == "EAGAIN", "nine pages under a limit of eight"
         assert refused == (0, before), "nothing is counted, nothing is mapped"
         assert full == 8, "eight pages under a limit of eight"
@@ -96,15 +97,17 @@ def test_future_mapping_over_the_limit_gives_eagain(flags, prot, how):
         assert counted(bare) == 8, "eight pages are counted"
 
 
-@pytest.mark.parametrize("shared", [libc.MAP_SHARED, libc.MAP_PRIVATE], ids=["shared", "private"])
+@pytest.mark.parametrize(
+    "shared", [syscalls.MAP_SHARED, syscalls.MAP_PRIVATE], ids=["shared", "private"]
+)
 def test_future_file_mapping_over_the_limit_gives_eagain(shared):
     """Under MCL_FUTURE mappings of files count against the limit like any other."""
     fd = memory.memfd(9 * PAGE)
     with ordinary(8, lambda: os.set_inheritable(fd, True)) as bare:
         os.close(fd)
         bare.call("mlockall", MCL_FUTURE)
-        over = libc.outcome(bare.mmap, 9, RW, shared, 0, fd)
-        equal = libc.outcome(bare.mmap, 8, RW, shared, 0, fd)
+        over = syscalls.outcome(bare.mmap, 9, RW, shared, 0, fd)
+        equal = syscalls.outcome(bare.mmap, 8, RW, shared, 0, fd)
         assert over == "EAGAIN", "nine pages under a limit of eight"
         assert equal == "ok", "eight pages under a limit of eight"
         assert counted(bare) == 8, "eight pages are counted"
@@ -116,7 +119,7 @@ def test_future_onfault_mapping_fills_the_limit_without_a_page():
         bare.call("mlockall", MCL_FUTURE | MCL_ONFAULT)
         addr = bare.mmap(8)
         assert pagemap.present_count(addr, 8, bare.pid) == 0, "no page is present"
-        assert libc.outcome(bare.mmap, 1) == "EAGAIN", "one page more at the limit"
+        assert syscalls.outcome(bare.mmap, 1) == "EAGAIN", "one page more at the limit"
 
 
 def test_future_mapping_fixed_over_locked_memory_needs_quota():
@@ -127,7 +130,7 @@ def test_future_mapping_fixed_over_locked_memory_needs_quota():
         bare.call("mlockall", MCL_FUTURE)
         addr = bare.mmap(4)
         before = lines(bare)
-        over = libc.outcome(bare.mmap, 1, libc.PROT_NONE, ANON | libc.MAP_FIXED, addr)
+        over = syscalls.outcome(bare.mmap, 1, syscalls.PROT_NONE, ANON | syscalls.MAP_FIXED, addr)
         assert over == "EAGAIN", "a page over a locked one at the limit"
         assert lines(bare) == before, "VMAs as before"
         assert counted(bare) == 4, "four pages are counted"
@@ -140,11 +143,11 @@ def test_future_leaves_what_needs_no_new_memory_alone():
         addr = bare.mmap(8)
         bare.limit(PAGE)
         seen = [
-            libc.outcome(bare.call, "mprotect", addr + PAGE, PAGE, libc.PROT_READ),
-            libc.outcome(bare.call, "mprotect", addr + PAGE, PAGE, RW),
-            libc.outcome(bare.call, "mremap", addr, 8 * PAGE, 6 * PAGE, 0),
-            libc.outcome(bare.call, "munmap", addr, PAGE),
-            libc.outcome(bare.call, "munlock", addr + PAGE, PAGE),
+            syscalls.outcome(bare.call, "mprotect", addr + PAGE, PAGE, syscalls.PROT_READ),
+            syscalls.outcome(bare.call, "mprotect", addr + PAGE, PAGE, RW),
+            syscalls.outcome(bare.call, "mremap", addr, 8 * PAGE, 6 * PAGE, 0),
+            syscalls.outcome(bare.call, "munmap", addr, PAGE),
+            syscalls.outcome(bare.call, "munlock", addr + PAGE, PAGE),
         ]
         assert seen == ["ok"] * 5, "mprotect, back, mremap, munmap, munlock"
         assert counted(bare) == 4, "four of eight pages are counted"
@@ -155,9 +158,13 @@ def test_future_growth_by_mremap_over_the_limit_gives_eagain():
     with ordinary(6) as bare:
         bare.call("mlockall", MCL_FUTURE)
         addr = bare.mmap(4)
-        over = libc.outcome(bare.call, "mremap", addr, 4 * PAGE, 7 * PAGE, libc.MREMAP_MAYMOVE)
+        over = syscalls.outcome(
+            bare.call, "mremap", addr, 4 * PAGE, 7 * PAGE, syscalls.MREMAP_MAYMOVE
+        )
         after = counted(bare)
-        equal = libc.outcome(bare.call, "mremap", addr, 4 * PAGE, 6 * PAGE, libc.MREMAP_MAYMOVE)
+        equal = syscalls.outcome(
+            bare.call, "mremap", addr, 4 * PAGE, 6 * PAGE, syscalls.MREMAP_MAYMOVE
+        )
         assert (over, after) == ("EAGAIN", 4), "growth to seven pages under a limit of six"
         assert equal == "ok", "growth to six"
         assert counted(bare) == 6, "six pages are counted"
@@ -196,9 +203,9 @@ def test_brk_shares_the_limit_with_other_locks():
         bare.mmap(2)
         over = bare.call("brk", start + 5 * PAGE)
         bare.call("brk", start + 4 * PAGE)
-        full = libc.outcome(bare.call, "mlock", addr + 2 * PAGE, PAGE)
+        full = syscalls.outcome(bare.call, "mlock", addr + 2 * PAGE, PAGE)
         bare.call("brk", start + 3 * PAGE)
-        free = libc.outcome(bare.call, "mlock", addr + 2 * PAGE, PAGE)
+        free = syscalls.outcome(bare.call, "mlock", addr + 2 * PAGE, PAGE)
         assert over == start, "2 + 2 + 5 pages under a limit of eight"
         assert full == "ENOMEM", "mlock with eight of eight pages locked"
         assert free == "ok", "mlock after the heap gave one page back"
@@ -208,7 +215,7 @@ def test_brk_shares_the_limit_with_other_locks():
 @BY_FLAGS
 def test_stack_growth_over_the_limit_is_a_segfault(flags):
     """A locked stack grows up to the limit; one page beyond, the touch brings SIGSEGV."""
-    onfault = libc.MLOCK_ONFAULT if flags & MCL_ONFAULT else 0
+    onfault = syscalls.MLOCK_ONFAULT if flags & MCL_ONFAULT else 0
     with ordinary(4) as bare:
         start = locked_stack(bare, onfault)
         first = fate(bare, start - PAGE)
@@ -265,11 +272,11 @@ def test_stack_growth_not_locked_asks_no_limit():
 
 
 def shared_segment(pages):
-    return libc.shmget(0, pages * PAGE, 0o600)  # IPC_PRIVATE
+    return sysv.shmget(0, pages * PAGE, 0o600)  # IPC_PRIVATE
 
 
 def remove_segment(segment):
-    libc.shmctl(segment, 0, None)  # IPC_RMID
+    sysv.shmctl(segment, 0, None)  # IPC_RMID
 
 
 @BY_FLAGS
@@ -283,9 +290,9 @@ def test_shmat_over_the_limit_gives_eagain(flags):
         with ordinary(8) as bare:
             bare.call("mlockall", flags)
             bare.call("shmat", small, 0, 0)
-            over = libc.outcome(bare.call, "shmat", large, 0, 0)
+            over = syscalls.outcome(bare.call, "shmat", large, 0, 0)
             after = counted(bare)
-            equal = libc.outcome(bare.call, "shmat", small, 0, 0)
+            equal = syscalls.outcome(bare.call, "shmat", small, 0, 0)
             assert (over, after) == ("EAGAIN", 4), "4 + 5 pages under a limit of eight"
             assert equal == "ok", "4 + 4 pages under a limit of eight"
             assert counted(bare) == 8, "eight pages are counted"
@@ -307,13 +314,13 @@ def test_future_under_a_lowered_limit_refuses_each_route(limit):
             bare.call("mlockall", MCL_FUTURE)
             addr = bare.mmap(2)
             bare.limit(limit)
-            maymove = libc.MREMAP_MAYMOVE
+            maymove = syscalls.MREMAP_MAYMOVE
             seen = {
-                "mmap": libc.outcome(bare.mmap, 1),
-                "PROT_NONE": libc.outcome(bare.mmap, 1, libc.PROT_NONE),
-                "MAP_LOCKED": libc.outcome(bare.mmap, 1, RW, ANON | libc.MAP_LOCKED),
-                "shmat": libc.outcome(bare.call, "shmat", segment, 0, 0),
-                "mremap": libc.outcome(bare.call, "mremap", addr, 2 * PAGE, 3 * PAGE, maymove),
+                "mmap": syscalls.outcome(bare.mmap, 1),
+                "PROT_NONE": syscalls.outcome(bare.mmap, 1, syscalls.PROT_NONE),
+                "MAP_LOCKED": syscalls.outcome(bare.mmap, 1, RW, ANON | syscalls.MAP_LOCKED),
+                "shmat": syscalls.outcome(bare.call, "shmat", segment, 0, 0),
+                "mremap": syscalls.outcome(bare.call, "mremap", addr, 2 * PAGE, 3 * PAGE, maymove),
                 "brk": "ok" if bare.call("brk", start + PAGE) != start else "unchanged",
             }
             assert seen == {
@@ -335,7 +342,7 @@ def test_future_with_the_capability_asks_no_limit(limit):
     """With CAP_IPC_LOCK mmap, brk, shmat, mremap and a locked stack grow beyond the limit."""
     segment = shared_segment(2)
     try:
-        with Bare() as bare:
+        with StubProcess() as bare:
             start = heap(bare)
             stack = locked_stack(bare)
             bare.limit(limit)
@@ -343,13 +350,13 @@ def test_future_with_the_capability_asks_no_limit(limit):
             seen = [counted(bare)]
             addr = bare.mmap(2)
             seen.append(counted(bare))
-            bare.mmap(2, RW, ANON | libc.MAP_LOCKED)
+            bare.mmap(2, RW, ANON | syscalls.MAP_LOCKED)
             seen.append(counted(bare))
             bare.call("brk", start + 2 * PAGE)
             seen.append(counted(bare))
             bare.call("shmat", segment, 0, 0)
             seen.append(counted(bare))
-            bare.call("mremap", addr, PAGE, 3 * PAGE, libc.MREMAP_MAYMOVE)
+            bare.call("mremap", addr, PAGE, 3 * PAGE, syscalls.MREMAP_MAYMOVE)
             seen.append(counted(bare))
             grown = fate(bare, stack - 2 * PAGE)
             seen.append(counted(bare))
@@ -367,11 +374,11 @@ def test_future_set_with_the_capability_binds_without_it(flags):
     """MCL_FUTURE set with CAP_IPC_LOCK stays in force when the capability goes, and the limit
     then decides.
     """
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.limit(2 * PAGE)
         bare.call("mlockall", flags)
         bare.mmap(4)
         bare.without("CAP_IPC_LOCK")
-        refused = libc.outcome(bare.mmap, 1)
+        refused = syscalls.outcome(bare.mmap, 1)
         assert refused == "EAGAIN", "a page with four locked under a limit of two"
         assert counted(bare) == 4, "the four pages stay locked"

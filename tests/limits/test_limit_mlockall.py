@@ -1,11 +1,12 @@
+# SPDX-License-Identifier: MIT
 """mlockall and the limit: the whole address space against RLIMIT_MEMLOCK."""
 
 import pytest
 
-from helpers import libc
-from helpers.bare import Bare
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE, PAGE_KB
+from helpers import syscalls
 from helpers.observe import maps, status
+from helpers.processes.stub import StubProcess
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE, PAGE_KB
 
 pytestmark = [
     pytest.mark.needs("bare-process", "limit:16"),
@@ -34,7 +35,7 @@ def locked(bare):
 
 def locks_new_mapping(bare):
     """A mapping made now is lo."""
-    addr = bare.mmap(1, libc.PROT_NONE)
+    addr = bare.mmap(1, syscalls.PROT_NONE)
     found = maps.at(addr, bare.pid).locked
     bare.call("munmap", addr, PAGE)
     return found
@@ -45,11 +46,11 @@ def test_mlockall_current_is_allowed_up_to_the_whole_address_space(flags):
     """mlockall(MCL_CURRENT) succeeds under a limit of exactly the pages of the address space,
     those included that are never locked.
     """
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").trim()
         size = total(bare)
         bare.limit(size * PAGE)
-        seen = libc.outcome(bare.call, "mlockall", flags)
+        seen = syscalls.outcome(bare.call, "mlockall", flags)
         counted, summed = locked(bare)
         special = sum(
             v.size // PAGE
@@ -66,14 +67,14 @@ def test_mlockall_current_over_the_limit_changes_nothing(flags):
     """mlockall(MCL_CURRENT) under a limit one page, or one byte, below the address space gives
     ENOMEM; nothing is locked, and with MCL_FUTURE nothing will be.
     """
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").trim()
         size = total(bare)
         before = [v.line for v in maps.vmas(bare.pid)]
         seen = {}
         for short in (1, PAGE):
             bare.limit(size * PAGE - short)
-            seen[short] = libc.outcome(bare.call, "mlockall", flags)
+            seen[short] = syscalls.outcome(bare.call, "mlockall", flags)
         after = [v.line for v in maps.vmas(bare.pid)]
         counted = locked(bare)
         later = locks_new_mapping(bare)
@@ -87,28 +88,28 @@ def test_mlockall_current_compares_the_total_whatever_is_locked():
     """mlockall(MCL_CURRENT) of what is all locked already is refused below the total; the
     locks stay.
     """
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").trim()
         size = total(bare)
         bare.limit(size * PAGE)
         bare.call("mlockall", MCL_CURRENT)
         before = locked(bare)
         bare.limit((size - 1) * PAGE)
-        seen = libc.outcome(bare.call, "mlockall", MCL_CURRENT)
+        seen = syscalls.outcome(bare.call, "mlockall", MCL_CURRENT)
         assert seen == "ENOMEM", f"{size} pages under a limit of {size - 1}"
         assert locked(bare) == before, "the locks stay"
 
 
 def test_mlockall_current_counts_unlockable_and_unreadable_memory():
     """PROT_NONE mappings count in what mlockall(MCL_CURRENT) compares with the limit."""
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").trim()
         size = total(bare)
         bare.limit((size + 1) * PAGE)
-        bare.mmap(2, libc.PROT_NONE)
-        over = libc.outcome(bare.call, "mlockall", MCL_CURRENT)
+        bare.mmap(2, syscalls.PROT_NONE)
+        over = syscalls.outcome(bare.call, "mlockall", MCL_CURRENT)
         bare.limit((size + 2) * PAGE)
-        equal = libc.outcome(bare.call, "mlockall", MCL_CURRENT)
+        equal = syscalls.outcome(bare.call, "mlockall", MCL_CURRENT)
         assert over == "ENOMEM", "two unreadable pages where one fits"
         assert equal == "ok", "two unreadable pages where two fit"
 
@@ -118,15 +119,15 @@ def test_mlockall_future_asks_no_room_for_what_is_mapped(flags):
     """mlockall(MCL_FUTURE) alone succeeds under any limit but 0, a byte even: only what comes
     later counts.
     """
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK")
         bare.limit(1)
-        tiny = libc.outcome(bare.call, "mlockall", flags)
-        refused = libc.outcome(bare.mmap, 1)
+        tiny = syscalls.outcome(bare.call, "mlockall", flags)
+        refused = syscalls.outcome(bare.mmap, 1)
         bare.limit(PAGE)
-        page = libc.outcome(bare.call, "mlockall", flags)
-        first = libc.outcome(bare.mmap, 1)
-        second = libc.outcome(bare.mmap, 1)
+        page = syscalls.outcome(bare.call, "mlockall", flags)
+        first = syscalls.outcome(bare.mmap, 1)
+        second = syscalls.outcome(bare.mmap, 1)
         assert (tiny, page) == ("ok", "ok"), "mlockall(MCL_FUTURE) at 1 byte, at a page"
         assert refused == "EAGAIN", "a page under a limit of a byte"
         assert (first, second) == ("ok", "EAGAIN"), "two pages under a limit of one"
@@ -139,7 +140,7 @@ def test_refused_mlockall_keeps_mcl_future(flags):
     """A refused mlockall neither cancels MCL_FUTURE nor changes its kind, be it refused for
     its flags, for the limit or for privilege.
     """
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").trim()
         bare.limit(16 * PAGE)
         bare.call("mlockall", flags)
@@ -154,7 +155,7 @@ def test_refused_mlockall_keeps_mcl_future(flags):
             ("limit 0", 0, MCL_CURRENT),
         ):
             bare.limit(limit)
-            answer = libc.outcome(bare.call, "mlockall", asked)
+            answer = syscalls.outcome(bare.call, "mlockall", asked)
             bare.limit(16 * PAGE)
             new = maps.at(bare.mmap(1), bare.pid)
             seen[name] = answer, new.locked, new.onfault
@@ -170,14 +171,14 @@ def test_refused_mlockall_keeps_mcl_future(flags):
 
 def test_munlockall_cancels_mcl_future_at_zero_limit():
     """munlockall at limit 0 unlocks all and cancels MCL_FUTURE: mappings are free again."""
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").trim()
         bare.limit(16 * PAGE)
         bare.call("mlockall", MCL_CURRENT | MCL_FUTURE)
         bare.limit(0)
-        before = libc.outcome(bare.mmap, 1)
-        unlocked = libc.outcome(bare.call, "munlockall")
-        after = libc.outcome(bare.mmap, 4)
+        before = syscalls.outcome(bare.mmap, 1)
+        unlocked = syscalls.outcome(bare.call, "munlockall")
+        after = syscalls.outcome(bare.mmap, 4)
         assert before == "EAGAIN", "a new mapping under MCL_FUTURE at limit 0"
         assert unlocked == "ok", "munlockall"
         assert after == "ok", "a new mapping after it"
@@ -188,11 +189,11 @@ def test_munlockall_cancels_mcl_future_at_zero_limit():
 @pytest.mark.needs("CAP_IPC_LOCK")
 def test_mlockall_with_the_capability_asks_no_limit(flags):
     """With CAP_IPC_LOCK mlockall(MCL_CURRENT) locks the whole address space under any limit."""
-    with Bare() as bare:
+    with StubProcess() as bare:
         seen = {}
         for limit in (PAGE, 1, 0):
             bare.limit(limit)
-            seen[limit] = libc.outcome(bare.call, "mlockall", flags)
+            seen[limit] = syscalls.outcome(bare.call, "mlockall", flags)
         counted, summed = locked(bare)
         assert seen == {PAGE: "ok", 1: "ok", 0: "ok"}, "under a limit of so many bytes"
         assert counted == summed, "VmLck equals the lo VMAs"
@@ -203,6 +204,6 @@ def test_mlockall_with_the_capability_asks_no_limit(flags):
 @BY_FLAGS
 def test_mlockall_under_infinite_limit_needs_no_capability(flags):
     """Under an infinite limit mlockall needs no CAP_IPC_LOCK."""
-    with Bare() as bare:
+    with StubProcess() as bare:
         bare.without("CAP_IPC_LOCK").limit(-1)
-        assert libc.outcome(bare.call, "mlockall", flags) == "ok", "mlockall"
+        assert syscalls.outcome(bare.call, "mlockall", flags) == "ok", "mlockall"

@@ -1,53 +1,54 @@
+# SPDX-License-Identifier: MIT
 """Quota given back, limits lowered below what is locked, and raised again."""
 
 import pytest
 
-from helpers import libc
-from helpers.each import each
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
-from helpers.privilege import limited, memlock, set_memlock
+from helpers.processes.rlimits import set_soft_memlock, soft_memlock_limit, unprivileged_with_limit
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mlock(2) Limits and permissions")]
 
-ANON = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED
+ANON = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
 
 
 def munlock(region):
-    libc.munlock(region.at(1), 2 * PAGE)
+    syscalls.munlock(region.at(1), 2 * PAGE)
 
 
 def munlock_unaligned(region):
-    libc.munlock(region.at(2) - 1, 2)
+    syscalls.munlock(region.at(2) - 1, 2)
 
 
 def munlock_twice(region):
-    libc.munlock(region.at(1), 2 * PAGE)
-    libc.munlock(region.at(1), 2 * PAGE)
+    syscalls.munlock(region.at(1), 2 * PAGE)
+    syscalls.munlock(region.at(1), 2 * PAGE)
 
 
 def munmap(region):
-    libc.munmap(region.at(1), 2 * PAGE)
+    syscalls.munmap(region.at(1), 2 * PAGE)
 
 
 def munmap_tail(region):
-    libc.munmap(region.at(4), 2 * PAGE)
+    syscalls.munmap(region.at(4), 2 * PAGE)
 
 
 def replaced(region):
-    libc.mmap(region.at(1), 2 * PAGE, libc.PROT_RW, ANON)
+    syscalls.mmap(region.at(1), 2 * PAGE, syscalls.PROT_RW, ANON)
 
 
 def shrunk(region):
-    libc.mremap(region.addr, 6 * PAGE, 4 * PAGE)
+    syscalls.mremap(region.addr, 6 * PAGE, 4 * PAGE)
 
 
 def covered(region):
     """An unlocked page pair is moved over two locked ones."""
-    libc.mmap(region.at(6), 2 * PAGE, libc.PROT_RW, ANON)
-    how = libc.MREMAP_MAYMOVE | libc.MREMAP_FIXED
-    libc.mremap(region.at(6), 2 * PAGE, 2 * PAGE, how, region.at(2))
+    syscalls.mmap(region.at(6), 2 * PAGE, syscalls.PROT_RW, ANON)
+    how = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
+    syscalls.mremap(region.at(6), 2 * PAGE, 2 * PAGE, how, region.at(2))
 
 
 WAYS = (
@@ -60,46 +61,46 @@ def test_released_pages_can_be_locked_again_exactly(release):
     """Each way of taking two of six locked pages away gives the limit two pages back,
     exactly.
     """
-    with mapping(pages=8) as region, mapping(pages=4) as other, limited(6 * PAGE):
-        libc.mlock(region.addr, 6 * PAGE)
-        full = libc.outcome(libc.mlock, other.addr, PAGE)
+    with mapping(pages=8) as region, mapping(pages=4) as other, unprivileged_with_limit(6 * PAGE):
+        syscalls.mlock(region.addr, 6 * PAGE)
+        full = syscalls.outcome(syscalls.mlock, other.addr, PAGE)
         release(region)
-        over = libc.outcome(libc.mlock, other.addr, 3 * PAGE)
-        equal = libc.outcome(libc.mlock, other.addr, 2 * PAGE)
-        one_more = libc.outcome(libc.mlock, other.at(2), PAGE)
+        over = syscalls.outcome(syscalls.mlock, other.addr, 3 * PAGE)
+        equal = syscalls.outcome(syscalls.mlock, other.addr, 2 * PAGE)
+        one_more = syscalls.outcome(syscalls.mlock, other.at(2), PAGE)
         assert full == "ENOMEM", "six of six pages are locked"
         assert over == "ENOMEM", "three pages where two are free"
         assert equal == "ok", "two pages where two are free"
         assert one_more == "ENOMEM", "six of six again"
         assert status.vmlck_pages() == 6, "six pages are counted"
-        assert maps.locked_kb() == 6 * libc.PAGE_KB, "six pages are lo"
+        assert maps.locked_kb() == 6 * syscalls.PAGE_KB, "six pages are lo"
 
 
 def test_munlockall_gives_the_whole_limit_back():
     """After munlockall the whole limit is free again, to the page, many times over."""
-    with mapping(pages=8) as region, limited(4 * PAGE):
+    with mapping(pages=8) as region, unprivileged_with_limit(4 * PAGE):
         seen = []
         for _ in range(20):
-            libc.mlock(region.addr, 2 * PAGE)
-            libc.mlock2(region.at(4), 2 * PAGE, libc.MLOCK_ONFAULT)
-            libc.munlockall()
+            syscalls.mlock(region.addr, 2 * PAGE)
+            syscalls.mlock2(region.at(4), 2 * PAGE, syscalls.MLOCK_ONFAULT)
+            syscalls.munlockall()
             seen.append((
-                libc.outcome(libc.mlock, region.addr, 5 * PAGE),
-                libc.outcome(libc.mlock, region.addr, 4 * PAGE),
+                syscalls.outcome(syscalls.mlock, region.addr, 5 * PAGE),
+                syscalls.outcome(syscalls.mlock, region.addr, 4 * PAGE),
             ))  # fmt: skip
-            libc.munlockall()
+            syscalls.munlockall()
         assert seen == [("ENOMEM", "ok")] * 20, "four pages and no fifth, each time"
 
 
-@pytest.mark.parametrize("onfault", [0, libc.MLOCK_ONFAULT], ids=["mlock", "onfault"])
+@pytest.mark.parametrize("onfault", [0, syscalls.MLOCK_ONFAULT], ids=["mlock", "onfault"])
 def test_lowered_limit_leaves_locks_alone(onfault):
     """A limit lowered below what is locked, to 0 even, unlocks nothing and evicts nothing."""
-    with mapping(pages=8) as region, limited(6 * PAGE):
+    with mapping(pages=8) as region, unprivileged_with_limit(6 * PAGE):
         region.touch()
-        libc.mlock2(region.addr, 5 * PAGE, onfault)
+        syscalls.mlock2(region.addr, 5 * PAGE, onfault)
         shape = maps.layout(region.addr, region.end, PAGE)
         for limit in (2 * PAGE, 1, 0):
-            set_memlock(limit)
+            set_soft_memlock(limit)
             assert status.vmlck_pages() == 5, f"limit {limit}: five pages are counted"
             assert maps.layout(region.addr, region.end, PAGE) == shape, f"limit {limit}: VMAs"
             assert pagemap.present_count(region.addr, 8) == 8, f"limit {limit}: present pages"
@@ -109,20 +110,22 @@ def test_lowered_limit_refuses_every_lock():
     """While more is locked than the limit allows, no call locks anything: not new memory, not
     what is locked already, not even no bytes.
     """
-    with mapping(pages=8) as region, limited(6 * PAGE):
-        libc.mlock(region.addr, 5 * PAGE)
+    with mapping(pages=8) as region, unprivileged_with_limit(6 * PAGE):
+        syscalls.mlock(region.addr, 5 * PAGE)
         shape = maps.layout(region.addr, region.end, PAGE)
-        set_memlock(4 * PAGE)
-        assert libc.outcome(libc.mlock, region.at(6), PAGE) == "ENOMEM", "new memory"
-        assert libc.outcome(libc.mlock, region.addr, 5 * PAGE) == "ENOMEM", "all of its own"
-        assert libc.outcome(libc.mlock, region.addr, PAGE) == "ENOMEM", "a page of its own"
-        assert libc.outcome(libc.mlock, region.addr, 0) == "ENOMEM", "no bytes of its own"
-        assert libc.outcome(libc.mlock, region.at(6), 0) == "ENOMEM", "no bytes of others"
-        lazily = libc.outcome(libc.mlock2, region.addr, PAGE, libc.MLOCK_ONFAULT)
+        set_soft_memlock(4 * PAGE)
+        assert syscalls.outcome(syscalls.mlock, region.at(6), PAGE) == "ENOMEM", "new memory"
+        assert syscalls.outcome(syscalls.mlock, region.addr, 5 * PAGE) == "ENOMEM", "all of its own"
+        assert syscalls.outcome(syscalls.mlock, region.addr, PAGE) == "ENOMEM", "a page of its own"
+        assert syscalls.outcome(syscalls.mlock, region.addr, 0) == "ENOMEM", "no bytes of its own"
+        assert syscalls.outcome(syscalls.mlock, region.at(6), 0) == "ENOMEM", "no bytes of others"
+        lazily = syscalls.outcome(syscalls.mlock2, region.addr, PAGE, syscalls.MLOCK_ONFAULT)
         assert lazily == "ENOMEM", "a page of its own, on fault"
-        everything = libc.outcome(libc.mlockall, libc.MCL_CURRENT)
+        everything = syscalls.outcome(syscalls.mlockall, syscalls.MCL_CURRENT)
         assert everything == "ENOMEM", "mlockall(MCL_CURRENT)"
-        fixed = libc.outcome(libc.mmap, region.at(6), PAGE, libc.PROT_RW, ANON | libc.MAP_LOCKED)
+        fixed = syscalls.outcome(
+            syscalls.mmap, region.at(6), PAGE, syscalls.PROT_RW, ANON | syscalls.MAP_LOCKED
+        )
         assert fixed == "EAGAIN", "MAP_LOCKED"
         assert maps.layout(region.addr, region.end, PAGE) == shape, "VMAs as before"
         assert status.vmlck_pages() == 5, "VmLck as before"
@@ -130,29 +133,29 @@ def test_lowered_limit_refuses_every_lock():
 
 def test_lowered_limit_equal_to_what_is_locked_allows_relocking():
     """With exactly the limit locked, its own range and no bytes can be locked, new memory not."""
-    with mapping(pages=8) as region, limited(8 * PAGE):
-        libc.mlock(region.addr, 5 * PAGE)
-        set_memlock(5 * PAGE)
-        assert libc.outcome(libc.mlock, region.addr, 5 * PAGE) == "ok", "its own range"
-        assert libc.outcome(libc.mlock, region.at(6), 0) == "ok", "no bytes"
-        assert libc.outcome(libc.mlock, region.at(5), 1) == "ENOMEM", "one page more"
+    with mapping(pages=8) as region, unprivileged_with_limit(8 * PAGE):
+        syscalls.mlock(region.addr, 5 * PAGE)
+        set_soft_memlock(5 * PAGE)
+        assert syscalls.outcome(syscalls.mlock, region.addr, 5 * PAGE) == "ok", "its own range"
+        assert syscalls.outcome(syscalls.mlock, region.at(6), 0) == "ok", "no bytes"
+        assert syscalls.outcome(syscalls.mlock, region.at(5), 1) == "ENOMEM", "one page more"
 
 
 def test_munlock_works_above_a_lowered_limit():
     """munlock above a lowered limit works page by page; locking works again once the total
     fits, and not before.
     """
-    with mapping(pages=8) as region, limited(6 * PAGE):
-        libc.mlock(region.addr, 6 * PAGE)
-        set_memlock(3 * PAGE)
+    with mapping(pages=8) as region, unprivileged_with_limit(6 * PAGE):
+        syscalls.mlock(region.addr, 6 * PAGE)
+        set_soft_memlock(3 * PAGE)
         seen = []
         for page in range(5):
-            unlocked = libc.outcome(libc.munlock, region.at(page), PAGE)
+            unlocked = syscalls.outcome(syscalls.munlock, region.at(page), PAGE)
             left = status.vmlck_pages()
-            relock = libc.outcome(libc.mlock, region.at(5), PAGE)
+            relock = syscalls.outcome(syscalls.mlock, region.at(5), PAGE)
             seen.append((unlocked, left, relock))
-        fill = libc.outcome(libc.mlock, region.addr, 3 * PAGE)
-        exactly = libc.outcome(libc.mlock, region.addr, 2 * PAGE)
+        fill = syscalls.outcome(syscalls.mlock, region.addr, 3 * PAGE)
+        exactly = syscalls.outcome(syscalls.mlock, region.addr, 2 * PAGE)
         assert seen == [
             ("ok", 5, "ENOMEM"),
             ("ok", 4, "ENOMEM"),
@@ -167,16 +170,16 @@ def test_munlock_works_above_a_lowered_limit():
 @pytest.mark.parametrize("limit", [2 * PAGE, 0], ids=["2P", "0"])
 def test_every_release_works_above_a_lowered_limit(limit):
     """munlockall, munmap, MAP_FIXED, mprotect and shrinking ask for no quota."""
-    with mapping(pages=8) as region, limited(8 * PAGE):
-        libc.mlock(region.addr, 7 * PAGE)
-        set_memlock(limit)
+    with mapping(pages=8) as region, unprivileged_with_limit(8 * PAGE):
+        syscalls.mlock(region.addr, 7 * PAGE)
+        set_soft_memlock(limit)
         counts = [status.vmlck_pages()]
         for act in (
-            lambda: libc.mprotect(region.at(3), PAGE, libc.PROT_READ),
-            lambda: libc.munmap(region.addr, PAGE),
-            lambda: libc.mmap(region.at(1), PAGE, libc.PROT_RW, ANON),
-            lambda: libc.mremap(region.at(4), 3 * PAGE, 2 * PAGE),
-            libc.munlockall,
+            lambda: syscalls.mprotect(region.at(3), PAGE, syscalls.PROT_READ),
+            lambda: syscalls.munmap(region.addr, PAGE),
+            lambda: syscalls.mmap(region.at(1), PAGE, syscalls.PROT_RW, ANON),
+            lambda: syscalls.mremap(region.at(4), 3 * PAGE, 2 * PAGE),
+            syscalls.munlockall,
         ):
             act()
             counts.append(status.vmlck_pages())
@@ -187,15 +190,15 @@ def test_every_release_works_above_a_lowered_limit(limit):
 
 def test_limit_raised_again_allows_at_once():
     """A soft limit raised back, up to the hard one, allows what was refused a moment ago."""
-    with mapping(pages=8) as region, limited(4 * PAGE):
-        libc.mlock(region.addr, 4 * PAGE)
-        set_memlock(2 * PAGE)
-        low = libc.outcome(libc.mlock, region.at(4), PAGE)
-        set_memlock(0)
-        none = libc.outcome(libc.mlock, region.at(4), PAGE)
-        set_memlock(5 * PAGE)
-        raised = libc.outcome(libc.mlock, region.at(4), PAGE)
-        over = libc.outcome(libc.mlock, region.at(5), PAGE)
+    with mapping(pages=8) as region, unprivileged_with_limit(4 * PAGE):
+        syscalls.mlock(region.addr, 4 * PAGE)
+        set_soft_memlock(2 * PAGE)
+        low = syscalls.outcome(syscalls.mlock, region.at(4), PAGE)
+        set_soft_memlock(0)
+        none = syscalls.outcome(syscalls.mlock, region.at(4), PAGE)
+        set_soft_memlock(5 * PAGE)
+        raised = syscalls.outcome(syscalls.mlock, region.at(4), PAGE)
+        over = syscalls.outcome(syscalls.mlock, region.at(5), PAGE)
         assert low == "ENOMEM", "limit of two pages, four locked"
         assert none == "EPERM", "limit 0"
         assert raised == "ok", "limit of five pages, four locked"
@@ -204,21 +207,25 @@ def test_limit_raised_again_allows_at_once():
 
 def test_refusals_use_nothing_up():
     """A hundred refused calls leave VmLck and the free part of the limit as they were."""
-    with mapping(pages=8) as region, limited(4 * PAGE):
-        libc.mlock(region.addr, 2 * PAGE)
+    with mapping(pages=8) as region, unprivileged_with_limit(4 * PAGE):
+        syscalls.mlock(region.addr, 2 * PAGE)
         refused = set()
         for page in range(3, 6):
             for count in range(3, 8 - page + 1):
                 where, size = region.at(page), count * PAGE
                 for _ in range(8):
-                    refused.add(libc.outcome(libc.mlock, where, size))
-                    refused.add(libc.outcome(libc.mlock2, where, size, libc.MLOCK_ONFAULT))
+                    refused.add(syscalls.outcome(syscalls.mlock, where, size))
+                    refused.add(
+                        syscalls.outcome(syscalls.mlock2, where, size, syscalls.MLOCK_ONFAULT)
+                    )
         mapped = set()
         for _ in range(20):
-            how = ANON | libc.MAP_LOCKED
-            mapped.add(libc.outcome(libc.mmap, region.at(4), 3 * PAGE, libc.PROT_RW, how))
+            how = ANON | syscalls.MAP_LOCKED
+            mapped.add(
+                syscalls.outcome(syscalls.mmap, region.at(4), 3 * PAGE, syscalls.PROT_RW, how)
+            )
         counted = status.vmlck_pages()
-        rest = libc.outcome(libc.mlock, region.at(4), 2 * PAGE)
+        rest = syscalls.outcome(syscalls.mlock, region.at(4), 2 * PAGE)
         assert refused == {"ENOMEM"}, "three and more pages where two are free"
         assert mapped == {"EAGAIN"}, "MAP_LOCKED of three pages where two are free"
         assert counted == 2, "two pages are counted"
@@ -226,33 +233,33 @@ def test_refusals_use_nothing_up():
 
 
 def lock_from_middle(region):
-    libc.mlock(region.at(1), 6 * PAGE)
+    syscalls.mlock(region.at(1), 6 * PAGE)
 
 
 def lock_whole(region):
-    libc.mlock(region.addr, region.size)
+    syscalls.mlock(region.addr, region.size)
 
 
 def lock_unaligned(region):
-    libc.mlock(region.at(4) - 1, 2 * PAGE + 2)
+    syscalls.mlock(region.at(4) - 1, 2 * PAGE + 2)
 
 
 def lock_onfault(region):
-    libc.mlock2(region.at(1), 6 * PAGE, libc.MLOCK_ONFAULT)
+    syscalls.mlock2(region.at(1), 6 * PAGE, syscalls.MLOCK_ONFAULT)
 
 
 def lock_replacing(region):
-    libc.mmap(region.addr, region.size, libc.PROT_RW, ANON | libc.MAP_LOCKED)
+    syscalls.mmap(region.addr, region.size, syscalls.PROT_RW, ANON | syscalls.MAP_LOCKED)
 
 
 def lock_replacing_shared(region):
-    how = libc.MAP_SHARED | libc.MAP_ANONYMOUS | libc.MAP_FIXED | libc.MAP_LOCKED
-    libc.mmap(region.at(4), 4 * PAGE, libc.PROT_RW, how)
+    how = syscalls.MAP_SHARED | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED | syscalls.MAP_LOCKED
+    syscalls.mmap(region.at(4), 4 * PAGE, syscalls.PROT_RW, how)
 
 
 def lock_growing(region):
-    how = libc.MREMAP_MAYMOVE
-    libc.mremap(region.at(2), 2 * PAGE, 5 * PAGE, how)
+    how = syscalls.MREMAP_MAYMOVE
+    syscalls.mremap(region.at(2), 2 * PAGE, 5 * PAGE, how)
 
 
 LOCKS = {
@@ -272,33 +279,33 @@ def test_refused_lock_changes_nothing(lock, refusal):
     """A lock refused for the limit leaves VmLck, VMAs, locks, present pages and contents as
     they were, in a range that is partly locked and partly present.
     """
-    with mapping(pages=8) as region, limited(4 * PAGE):
-        libc.mlock(region.at(2), 2 * PAGE)
+    with mapping(pages=8) as region, unprivileged_with_limit(4 * PAGE):
+        syscalls.mlock(region.at(2), 2 * PAGE)
         for page in (2, 3, 5):
-            libc.write(region.at(page), bytes([page]))
+            syscalls.store(region.at(page), bytes([page]))
         shape = maps.layout(region.addr, region.end, PAGE)
         present = pagemap.present(region.addr, 8)
-        seen = libc.outcome(lock, region)
+        seen = syscalls.outcome(lock, region)
         counted = status.vmlck_pages()
         assert seen == refusal, "over the limit"
         assert counted == 2, "VmLck as before"
-        assert maps.locked_kb() == 2 * libc.PAGE_KB, "lo VMAs as before"
+        assert maps.locked_kb() == 2 * syscalls.PAGE_KB, "lo VMAs as before"
         assert maps.layout(region.addr, region.end, PAGE) == shape, "VMAs as before"
         assert pagemap.present(region.addr, 8) == present, "present pages as before"
-        assert region.peek() == bytes([0, 0, 2, 3, 0, 5, 0, 0]), "contents as before"
+        assert region.first_bytes() == bytes([0, 0, 2, 3, 0, 5, 0, 0]), "contents as before"
 
 
 def test_refused_map_locked_maps_nothing():
     """mmap(MAP_LOCKED) refused for the limit leaves a hole a hole."""
-    with mapping(pages=8) as region, limited(4 * PAGE):
-        libc.munmap(region.at(1), 6 * PAGE)
-        how = ANON | libc.MAP_LOCKED
-        seen = libc.outcome(libc.mmap, region.at(1), 5 * PAGE, libc.PROT_RW, how)
+    with mapping(pages=8) as region, unprivileged_with_limit(4 * PAGE):
+        syscalls.munmap(region.at(1), 6 * PAGE)
+        how = ANON | syscalls.MAP_LOCKED
+        seen = syscalls.outcome(syscalls.mmap, region.at(1), 5 * PAGE, syscalls.PROT_RW, how)
         assert seen == "EAGAIN", "five pages under a limit of four"
         assert maps.layout(region.addr, region.end, PAGE) == [
             (0, 1, ""),
             (7, 8, ""),
         ], "nothing is mapped"
-        with memlock(5 * PAGE):
-            again = libc.outcome(libc.mmap, region.at(1), 5 * PAGE, libc.PROT_RW, how)
+        with soft_memlock_limit(5 * PAGE):
+            again = syscalls.outcome(syscalls.mmap, region.at(1), 5 * PAGE, syscalls.PROT_RW, how)
         assert again == "ok", "five pages under a limit of five"

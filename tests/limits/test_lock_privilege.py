@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who may lock: CAP_IPC_LOCK in the initial user namespace, effective now, or the limit."""
 
 import os
@@ -5,12 +6,15 @@ import threading
 
 import pytest
 
-from helpers import libc, privilege, process, timeouts
-from helpers.bare import Bare
-from helpers.libc import MCL_CURRENT, MCL_FUTURE, PAGE
+from helpers import processes, syscalls
+from helpers.machine import timeouts
 from helpers.memory import mapping
 from helpers.observe import maps, status
-from helpers.privilege import limited, memlock, without
+from helpers.processes import credentials, namespaces, rlimits
+from helpers.processes.credentials import without_capabilities
+from helpers.processes.rlimits import soft_memlock_limit, unprivileged_with_limit
+from helpers.processes.stub import StubProcess
+from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, PAGE
 
 pytestmark = [
     pytest.mark.needs("lock-calls"),
@@ -22,21 +26,21 @@ PR_SET_KEEPCAPS = 8
 
 
 def mlock2(addr, size):
-    libc.mlock2(addr, size, 0)
+    syscalls.mlock2(addr, size, 0)
 
 
 def onfault(addr, size):
-    libc.mlock2(addr, size, libc.MLOCK_ONFAULT)
+    syscalls.mlock2(addr, size, syscalls.MLOCK_ONFAULT)
 
 
 def map_locked(addr, size):
-    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED | libc.MAP_LOCKED
-    libc.mmap(addr, size, libc.PROT_RW, how)
+    how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED | syscalls.MAP_LOCKED
+    syscalls.mmap(addr, size, syscalls.PROT_RW, how)
 
 
 # Each call, and what it answers over the limit; at limit 0 all answer EPERM.
 ROUTES = {
-    "mlock": (libc.mlock, "ENOMEM"),
+    "mlock": (syscalls.mlock, "ENOMEM"),
     "mlock2": (mlock2, "ENOMEM"),
     "onfault": (onfault, "ENOMEM"),
     "MAP_LOCKED": (map_locked, "EAGAIN"),
@@ -62,19 +66,21 @@ BOUND = {
 def told(region):
     """Answers to this process, which is under a soft limit of four pages, about eight."""
     answers = {
-        "over": [libc.outcome(r, region.addr, 5 * PAGE) for r, _ in ROUTES.values()],
-        "mlockall over": libc.outcome(libc.mlockall, MCL_CURRENT),
-        "exactly": libc.outcome(libc.mlock, region.addr, 4 * PAGE),
+        "over": [syscalls.outcome(r, region.addr, 5 * PAGE) for r, _ in ROUTES.values()],
+        "mlockall over": syscalls.outcome(syscalls.mlockall, MCL_CURRENT),
+        "exactly": syscalls.outcome(syscalls.mlock, region.addr, 4 * PAGE),
         "pages": status.vmlck_pages(),
-        "one more": [libc.outcome(r, region.at(5), PAGE) for r, _ in ROUTES.values()],
+        "one more": [syscalls.outcome(r, region.at(5), PAGE) for r, _ in ROUTES.values()],
     }
-    privilege.set_memlock(0)
+    rlimits.set_soft_memlock(0)
     answers |= {
-        "at 0": [libc.outcome(r, region.at(5), PAGE) for r, _ in ROUTES.values()],
-        "mlockall at 0": [libc.outcome(libc.mlockall, f) for f in (MCL_CURRENT, MCL_FUTURE)],
-        "no bytes at 0": libc.outcome(libc.mlock, region.addr, 0),
-        "munlock at 0": libc.outcome(libc.munlock, region.addr, PAGE),
-        "munlockall at 0": libc.outcome(libc.munlockall),
+        "at 0": [syscalls.outcome(r, region.at(5), PAGE) for r, _ in ROUTES.values()],
+        "mlockall at 0": [
+            syscalls.outcome(syscalls.mlockall, f) for f in (MCL_CURRENT, MCL_FUTURE)
+        ],
+        "no bytes at 0": syscalls.outcome(syscalls.mlock, region.addr, 0),
+        "munlock at 0": syscalls.outcome(syscalls.munlock, region.addr, PAGE),
+        "munlockall at 0": syscalls.outcome(syscalls.munlockall),
         "pages in the end": status.vmlck_pages(),
     }
     return answers
@@ -86,13 +92,13 @@ def test_ordinary_user_locks_up_to_the_limit():
 
     def as_nobody():
         if os.geteuid() == 0:
-            privilege.become()
-        privilege.lower_effective("CAP_IPC_LOCK")
-        privilege.set_memlock(4 * PAGE)
+            credentials.set_user()
+        credentials.lower_effective("CAP_IPC_LOCK")
+        rlimits.set_soft_memlock(4 * PAGE)
         return os.geteuid(), told(region)
 
     with mapping(pages=8) as region:
-        uid, seen = process.run(as_nobody)
+        uid, seen = processes.run(as_nobody)
         assert uid != 0, "not root"
         assert seen == BOUND, "answers under a limit of four pages, then at 0"
 
@@ -102,12 +108,12 @@ def test_root_without_the_capability_is_bound():
     """User 0 without CAP_IPC_LOCK is bound by the limit like anybody else."""
 
     def as_root():
-        privilege.lower_effective("CAP_IPC_LOCK")
-        privilege.set_memlock(4 * PAGE)
+        credentials.lower_effective("CAP_IPC_LOCK")
+        rlimits.set_soft_memlock(4 * PAGE)
         return os.geteuid(), told(region)
 
     with mapping(pages=8) as region:
-        uid, seen = process.run(as_root)
+        uid, seen = processes.run(as_root)
         assert uid == 0, "user 0"
         assert seen == BOUND, "answers under a limit of four pages, then at 0"
 
@@ -118,13 +124,13 @@ def test_user_namespace_root_is_bound():
     """Root of a child user namespace has CAP_IPC_LOCK only there: the limit binds it."""
 
     def as_namespace_root():
-        privilege.enter_user_namespace()
-        privilege.set_memlock(4 * PAGE)
-        held = bool(privilege.capabilities().effective & 1 << 14)
+        namespaces.enter_user_namespace()
+        rlimits.set_soft_memlock(4 * PAGE)
+        held = bool(credentials.capabilities().effective & 1 << 14)
         return os.geteuid(), held, told(region)
 
     with mapping(pages=8) as region:
-        uid, held, seen = process.run(as_namespace_root)
+        uid, held, seen = processes.run(as_namespace_root)
         assert (uid, held) == (0, True), "user 0 with CAP_IPC_LOCK effective, in the namespace"
         assert seen == BOUND, "answers under a limit of four pages, then at 0"
 
@@ -134,14 +140,14 @@ def test_user_namespace_root_is_bound_under_mcl_future():
     """Root of a child user namespace gets EAGAIN for a mapping over the limit under
     MCL_FUTURE, and no more heap.
     """
-    with Bare(privilege.enter_user_namespace) as bare:
+    with StubProcess(namespaces.enter_user_namespace) as bare:
         bare.limit(4 * PAGE)
         start = (bare.call("brk", 0) + PAGE - 1) // PAGE * PAGE
         bare.call("brk", start)
         bare.call("mlockall", MCL_FUTURE)
-        over = libc.outcome(bare.mmap, 5)
+        over = syscalls.outcome(bare.mmap, 5)
         grown = bare.call("brk", start + 5 * PAGE)
-        equal = libc.outcome(bare.mmap, 4)
+        equal = syscalls.outcome(bare.mmap, 4)
         assert over == "EAGAIN", "five pages under a limit of four"
         assert grown == start, "five pages of heap under a limit of four"
         assert equal == "ok", "four pages under a limit of four"
@@ -153,17 +159,17 @@ def test_capability_exempts_from_the_limit(lock):
     """With CAP_IPC_LOCK effective every call locks beyond the limit, which is 0, a byte or a
     page.
     """
-    with mapping(pages=8) as region, memlock(PAGE):
-        page = libc.outcome(lock, region.addr, 3 * PAGE)
-        privilege.set_memlock(1)
-        byte = libc.outcome(lock, region.at(2), 3 * PAGE)
-        privilege.set_memlock(0)
-        zero = libc.outcome(lock, region.at(4), 4 * PAGE)
+    with mapping(pages=8) as region, soft_memlock_limit(PAGE):
+        page = syscalls.outcome(lock, region.addr, 3 * PAGE)
+        rlimits.set_soft_memlock(1)
+        byte = syscalls.outcome(lock, region.at(2), 3 * PAGE)
+        rlimits.set_soft_memlock(0)
+        zero = syscalls.outcome(lock, region.at(4), 4 * PAGE)
         assert page == "ok", "three pages under a limit of one"
         assert byte == "ok", "two more, and one again, under a limit of one byte"
         assert zero == "ok", "three more, and one again, at limit 0"
         assert status.vmlck_pages() == 8, "eight pages are counted"
-        assert maps.locked_kb() == 8 * libc.PAGE_KB, "eight pages are lo"
+        assert maps.locked_kb() == 8 * syscalls.PAGE_KB, "eight pages are lo"
 
 
 @pytest.mark.needs("CAP_IPC_LOCK", "CAP_SETUID", "root-user")
@@ -173,17 +179,17 @@ def test_capability_exempts_an_ordinary_user():
     """
 
     def as_nobody_with_capability():
-        libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setresuid(privilege.NOBODY, privilege.NOBODY, privilege.NOBODY)
-        privilege.set_memlock(0)
-        dropped = [libc.outcome(r, region.addr, 5 * PAGE) for r, _ in ROUTES.values()]
-        privilege.raise_effective("CAP_IPC_LOCK")
-        held = [libc.outcome(r, region.addr, 5 * PAGE) for r, _ in ROUTES.values()]
+        syscalls.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.setresuid(credentials.NOBODY, credentials.NOBODY, credentials.NOBODY)
+        rlimits.set_soft_memlock(0)
+        dropped = [syscalls.outcome(r, region.addr, 5 * PAGE) for r, _ in ROUTES.values()]
+        credentials.raise_effective("CAP_IPC_LOCK")
+        held = [syscalls.outcome(r, region.addr, 5 * PAGE) for r, _ in ROUTES.values()]
         return os.geteuid(), dropped, held, status.vmlck_pages()
 
     with mapping(pages=8) as region:
-        uid, dropped, held, pages = process.run(as_nobody_with_capability)
-        assert uid == privilege.NOBODY, "not root"
+        uid, dropped, held, pages = processes.run(as_nobody_with_capability)
+        assert uid == credentials.NOBODY, "not root"
         assert dropped == ["EPERM"] * len(ROUTES), "permitted only"
         assert held == ["ok"] * len(ROUTES), "effective"
         assert pages == 5, "five pages are counted"
@@ -200,17 +206,17 @@ def test_effective_capability_decides(limit):
     def ask():
         answers = []
         for lock, _ in ROUTES.values():
-            answers.append(libc.outcome(lock, region.addr, 5 * PAGE))
-            libc.munlock(region.addr, region.size)
+            answers.append(syscalls.outcome(lock, region.addr, 5 * PAGE))
+            syscalls.munlock(region.addr, region.size)
         return answers
 
-    with mapping(pages=8) as region, memlock(limit):
+    with mapping(pages=8) as region, soft_memlock_limit(limit):
         before = ask()
-        privilege.lower_effective("CAP_IPC_LOCK")
-        permitted = bool(privilege.capabilities().permitted & 1 << 14)
+        credentials.lower_effective("CAP_IPC_LOCK")
+        permitted = bool(credentials.capabilities().permitted & 1 << 14)
         dropped = ask()
-        everything = libc.outcome(libc.mlockall, MCL_CURRENT)
-        privilege.raise_effective("CAP_IPC_LOCK")
+        everything = syscalls.outcome(syscalls.mlockall, MCL_CURRENT)
+        credentials.raise_effective("CAP_IPC_LOCK")
         raised = ask()
         assert permitted, "it stays permitted"
         assert before == ["ok"] * len(ROUTES), "effective"
@@ -222,14 +228,14 @@ def test_effective_capability_decides(limit):
 @pytest.mark.needs("CAP_IPC_LOCK")
 def test_dropped_capability_leaves_locks_alone():
     """Locks beyond the limit outlive the capability that allowed them; munlock needs none."""
-    with mapping(pages=8) as region, memlock(0):
-        libc.mlock(region.addr, 6 * PAGE)
-        with without("CAP_IPC_LOCK"):
+    with mapping(pages=8) as region, soft_memlock_limit(0):
+        syscalls.mlock(region.addr, 6 * PAGE)
+        with without_capabilities("CAP_IPC_LOCK"):
             kept = status.vmlck_pages(), maps.layout(region.addr, region.end, PAGE)
-            again = libc.outcome(libc.mlock, region.addr, 6 * PAGE)
-            part = libc.outcome(libc.munlock, region.addr, 2 * PAGE)
+            again = syscalls.outcome(syscalls.mlock, region.addr, 6 * PAGE)
+            part = syscalls.outcome(syscalls.munlock, region.addr, 2 * PAGE)
             left = status.vmlck_pages()
-            rest = libc.outcome(libc.munlockall)
+            rest = syscalls.outcome(syscalls.munlockall)
             nothing = status.vmlck_pages()
         assert kept == (6, [(0, 6, "lo"), (6, 8, "")]), "six pages stay locked"
         assert again == "EPERM", "locking them again"
@@ -246,18 +252,18 @@ def test_capability_is_the_calling_threads():
     seen = {}
 
     def other():
-        ready.wait(timeouts.scaled(process.DEADLINE))
-        seen["with"] = libc.outcome(libc.mlock, region.addr, 3 * PAGE)
+        ready.wait(timeouts.scaled(processes.CALL_TIMEOUT))
+        seen["with"] = syscalls.outcome(syscalls.mlock, region.addr, 3 * PAGE)
         asked.set()
 
-    with mapping(pages=4) as region, memlock(0):
+    with mapping(pages=4) as region, soft_memlock_limit(0):
         thread = threading.Thread(target=other)
         thread.start()
-        privilege.lower_effective("CAP_IPC_LOCK")
+        credentials.lower_effective("CAP_IPC_LOCK")
         ready.set()
-        asked.wait(timeouts.scaled(process.DEADLINE))
+        asked.wait(timeouts.scaled(processes.CALL_TIMEOUT))
         thread.join()
-        seen["without"] = libc.outcome(libc.mlock, region.addr, PAGE)
+        seen["without"] = syscalls.outcome(syscalls.mlock, region.addr, PAGE)
         assert seen == {"with": "ok", "without": "EPERM"}, "at limit 0"
         assert status.vmlck_pages() == 3, "three pages are counted"
 
@@ -270,24 +276,24 @@ def test_seteuid_away_from_root_loses_the_privilege():
     """
 
     def change_users():
-        privilege.set_memlock(0)
+        rlimits.set_soft_memlock(0)
         facts = {"root": ask()}
-        os.seteuid(privilege.NOBODY)
+        os.seteuid(credentials.NOBODY)
         facts["seteuid nobody"] = ask()
-        facts["munlock"] = libc.outcome(libc.munlock, region.addr, region.size)
+        facts["munlock"] = syscalls.outcome(syscalls.munlock, region.addr, region.size)
         os.seteuid(0)
         facts["seteuid root"] = ask()
-        os.setuid(privilege.NOBODY)
+        os.setuid(credentials.NOBODY)
         facts["setuid nobody"] = ask()
-        facts["back"] = libc.outcome(os.seteuid, 0)
-        facts["munlockall"] = libc.outcome(libc.munlockall)
+        facts["back"] = syscalls.outcome(os.seteuid, 0)
+        facts["munlockall"] = syscalls.outcome(syscalls.munlockall)
         return facts
 
     def ask():
-        return [libc.outcome(r, region.addr, PAGE) for r, _ in ROUTES.values()]
+        return [syscalls.outcome(r, region.addr, PAGE) for r, _ in ROUTES.values()]
 
     with mapping(pages=2) as region:
-        assert process.run(change_users) == {
+        assert processes.run(change_users) == {
             "root": ["ok"] * 4,
             "seteuid nobody": ["EPERM"] * 4,
             "munlock": "ok",
@@ -301,7 +307,7 @@ def test_seteuid_away_from_root_loses_the_privilege():
 @pytest.mark.needs("limit:4")
 def test_limit_binds_without_capability_whoever_asks():
     """Without CAP_IPC_LOCK, as the user who runs this, the limit holds and then lets go."""
-    with mapping(pages=6) as region, limited(4 * PAGE):
-        over = libc.outcome(libc.mlock, region.addr, 5 * PAGE)
-        exactly = libc.outcome(libc.mlock, region.addr, 4 * PAGE)
+    with mapping(pages=6) as region, unprivileged_with_limit(4 * PAGE):
+        over = syscalls.outcome(syscalls.mlock, region.addr, 5 * PAGE)
+        exactly = syscalls.outcome(syscalls.mlock, region.addr, 4 * PAGE)
         assert (over, exactly) == ("ENOMEM", "ok"), "five and four pages under a limit of four"

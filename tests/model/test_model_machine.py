@@ -1,13 +1,13 @@
+# SPDX-License-Identifier: MIT
 """Hypothesis drives kernel and model through the same calls and shrinks what diverges."""
 
 import os
 
 import pytest
 
-from helpers.model import kernel as machines
-from helpers.model import script
-from helpers.model.chance import Dice
-from helpers.model.compare import Divergence, Pair
+from helpers.model import executor, observation, script
+from helpers.model.generator import CallGenerator
+from helpers.model.lockstep import Divergence, Lockstep
 
 pytestmark = [
     pytest.mark.needs("hypothesis", "bare-process", "smaps-flags", "lock-calls"),
@@ -26,7 +26,7 @@ def state_machine():
 
     @strategies.composite
     def calls(draw, name):
-        dice = Dice(lambda n: draw(strategies.integers(0, n - 1)))
+        dice = CallGenerator(lambda n: draw(strategies.integers(0, n - 1)))
         return dice.call(name, script.HEAP_PAGES)
 
     class KernelAndModel(RuleBasedStateMachine):
@@ -36,8 +36,8 @@ def state_machine():
 
         def __init__(self):
             super().__init__()
-            self.fresh = machines.fresh(machines.marks_readable())
-            self.pair = Pair.of(self.fresh.__enter__())
+            self.fresh = executor.fresh(observation.marks_readable())
+            self.pair = Lockstep.of(self.fresh.__enter__())
 
         def step(self, call):
             try:

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: MIT
 """Scripts that were found, or thought of, once: kernel and model agree after every call."""
 
 from pathlib import Path
 
 import pytest
 
-from helpers.model import compare, script
+from helpers.model import lockstep, script
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.txt"))
 
@@ -20,10 +21,10 @@ def test_script_agrees_with_model(path):
     contents and page marks are what the model of an address space says."""
     found = None
     try:
-        compare.run(script.parse(path.read_text()))
-    except script.Unfit as why:
+        lockstep.run_script(script.parse(path.read_text()))
+    except script.NotApplicable as why:
         pytest.skip(f"needs a machine that the script fits: {why}")
-    except compare.Divergence as why:
+    except lockstep.Divergence as why:
         found = why
     if found is not None:
         pytest.fail(found.report(path.name), pytrace=False)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The counters of locked pages: each is moved by its cause, and brought back."""
 
 import itertools
@@ -6,12 +7,13 @@ import time
 
 import pytest
 
-from helpers import kernel, libc, lru, timeouts
+from helpers import syscalls
+from helpers.machine import kernel_version, timeouts
 from helpers.memory import mapping
-from helpers.observe import node
-from helpers.pressure import twins
-from helpers.process import Child
-from helpers.report.verdicts import inconclusive
+from helpers.observe import lru_batches, mlock_counters
+from helpers.processes import Child, cpus
+from helpers.reclaim import control_pairs
+from helpers.requirements.inconclusive import inconclusive
 
 PAGES = 512
 ROUNDS = 15
@@ -36,12 +38,12 @@ def alternate(take, give):
     A level moves by +N and -N, half the difference being N; an event by +N in one of them,
     so both halves are given for it.
     """
-    seen = [node.counters()]
+    seen = [mlock_counters.read()]
     for _ in range(ROUNDS):
         for act in (take, give):
             act()
-            lru.drain()
-            seen.append(node.counters())
+            lru_batches.mlock_drain_local()
+            seen.append(mlock_counters.read())
     ways = [{k: b[k] - a[k] for k in a} for a, b in itertools.pairwise(seen)]
     taking, giving = ways[0::2], ways[1::2]
     levels, events = {}, {}
@@ -51,7 +53,7 @@ def alternate(take, give):
         # A kernel that counts wrongly does so in every round; a neighbour's burst does not.
         if high - low > PAGES // 4:
             inconclusive(f"neighbours moved {name} by {high - low:.0f} pages between rounds")
-        if name in node.EVENTS:
+        if name in mlock_counters.EVENTS:
             events[name] = difference
         else:
             levels[name] = difference / 2
@@ -63,36 +65,36 @@ def about(value, least=PAGES * 3 // 4, most=PAGES * 5 // 4):
 
 
 def lock_present(region):
-    libc.mlock(region.addr, region.size)
+    syscalls.mlock(region.addr, region.size)
 
 
 def lock_by_faults(region):
-    libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+    syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
     region.touch()
 
 
 def give_up(region):
     """Unlock, then drop the pages, so that the next touch faults them in again."""
-    libc.munlock(region.addr, region.size)
-    lru.drain()
-    libc.madvise(region.addr, region.size, libc.MADV_DONTNEED)
+    syscalls.munlock(region.addr, region.size)
+    lru_batches.mlock_drain_local()
+    syscalls.madvise(region.addr, region.size, syscalls.MADV_DONTNEED)
 
 
 @pytest.mark.exclusive
 @pytest.mark.parametrize("way", ["present", "faulted"])
 def test_machine_counters_follow_lock_and_unlock(way):
     """nr_mlock, nr_unevictable, meminfo and the nodes grow by the pages locked, and fall again."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with mapping("private", PAGES) as region:
         region.touch()
-        lru.drain()
+        lru_batches.mlock_drain_local()
         if way == "present":
             levels, events = alternate(
-                lambda: libc.mlock(region.addr, region.size),
-                lambda: libc.munlock(region.addr, region.size),
+                lambda: syscalls.mlock(region.addr, region.size),
+                lambda: syscalls.munlock(region.addr, region.size),
             )
         else:
-            libc.madvise(region.addr, region.size, libc.MADV_DONTNEED)
+            syscalls.madvise(region.addr, region.size, syscalls.MADV_DONTNEED)
             levels, events = alternate(lambda: lock_by_faults(region), lambda: give_up(region))
         moved = {name: about(levels[name]) for name in LEVELS}
         assert moved == dict.fromkeys(LEVELS, True), f"about {PAGES} pages each: {levels}"
@@ -109,7 +111,7 @@ def test_machine_counters_follow_lock_and_unlock(way):
 @pytest.mark.parametrize("way", ["munmap", "exit"])
 def test_machine_counters_fall_when_locked_memory_is_given_up(way):
     """Unmapping locked memory, and the death of its owner, take its pages off the counters."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     held = []
 
     def take():
@@ -120,8 +122,8 @@ def test_machine_counters_fall_when_locked_memory_is_given_up(way):
     def give():
         child, region = held.pop()
         if way == "munmap":
-            child.call(libc.munmap, region.addr, region.size)
-            child.call(lru.drain)
+            child.call(syscalls.munmap, region.addr, region.size)
+            child.call(lru_batches.mlock_drain_local)
         else:
             child.kill()
         child.__exit__(None, None, None)
@@ -134,34 +136,34 @@ def test_machine_counters_fall_when_locked_memory_is_given_up(way):
 
 def lock_new(pages):
     """In a child: new memory, locked and counted."""
-    made = twins.make(("private",), "mlock", pages)["private"].locked
-    lru.drain()
+    made = control_pairs.make_pairs(("private",), "mlock", pages)["private"].locked
+    lru_batches.mlock_drain_local()
     return made
 
 
 def unevictable(group):
-    return group.stat()["unevictable"] // libc.PAGE
+    return group.stat()["unevictable"] // syscalls.PAGE
 
 
 @pytest.mark.needs("cgroup")
 @pytest.mark.source("cgroup-v1/memory.rst", "cgroup-v2.rst memory.stat")
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
-def test_cgroups_own_counter_is_its_locked_pages(pressure, kind):
+def test_cgroups_own_counter_is_its_locked_pages(reclaim, kind):
     """memory.stat's unevictable is exactly the locked pages of the cgroup, and 0 without any."""
     # Before 5.15 each CPU keeps up to 32 pages of a change to itself; since then the sum is
     # folded at once for a large change, and within two seconds for any.
-    slack = 64 if kernel.version() < (5, 15, 0) else 0
-    lru.pin()
-    with pressure.cgroup() as group, Child() as child:
+    slack = 64 if kernel_version.version() < (5, 15, 0) else 0
+    cpus.pin_to_one_cpu()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         region = child.call(lock_new_of, kind, PAGES)
         # A drain by the child leaves its scratch page where it was: nowhere.
         locked = settle(group, PAGES, slack)
-        child.call(libc.munlock, region.addr, region.size // 2)
-        child.call(lru.drain)
+        child.call(syscalls.munlock, region.addr, region.size // 2)
+        child.call(lru_batches.mlock_drain_local)
         half = settle(group, PAGES // 2, slack)
-        child.call(libc.munlock, region.addr, region.size)
-        child.call(lru.drain)
+        child.call(syscalls.munlock, region.addr, region.size)
+        child.call(lru_batches.mlock_drain_local)
         none = settle(group, 0, slack)
         expected = (PAGES, PAGES // 2, 0)
         off = [abs(a - b) for a, b in zip((locked, half, none), expected)]
@@ -169,8 +171,8 @@ def test_cgroups_own_counter_is_its_locked_pages(pressure, kind):
 
 
 def lock_new_of(kind, pages):
-    made = twins.make((kind,), "mlock", pages)[kind].locked
-    lru.drain()
+    made = control_pairs.make_pairs((kind,), "mlock", pages)[kind].locked
+    lru_batches.mlock_drain_local()
     return made
 
 

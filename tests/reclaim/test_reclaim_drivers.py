@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every way memory can be taken away, tried on locked pages beside unlocked ones."""
 
 import ctypes
@@ -5,15 +6,15 @@ import os
 
 import pytest
 
-from helpers import libc
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import Region
 from helpers.observe import mincore
-from helpers.pressure import drive, twins
-from helpers.process import Child
-from helpers.report.verdicts import inconclusive
+from helpers.processes import Child
+from helpers.reclaim import control_pairs, drivers, range_state
+from helpers.requirements.inconclusive import inconclusive
+from helpers.syscalls import PAGE
 
-SIZE = twins.SIZE
+SIZE = control_pairs.SIZE
 KINDS = ("private", "shared", "memfd-shared")
 
 pytestmark = [
@@ -26,26 +27,26 @@ pytestmark = [
 def check(pid, pairs, drives):
     """Drive until the controls have gone, then compare what was locked with what it was."""
     ranges = [p.locked for p in pairs.values()]
-    before = twins.states(pid, ranges)
-    drive.until_gone(drives, pid, *(p.control for p in pairs.values()))
-    after = twins.states(pid, ranges)
+    before = range_state.range_states(pid, ranges)
+    drivers.reclaim_until_evicted(drives, pid, *(p.control for p in pairs.values()))
+    after = range_state.range_states(pid, ranges)
     present = dict(zip(pairs, (s.present for s in after)))
     assert present == dict.fromkeys(pairs, SIZE), "every locked page is in memory"
     swapped = dict(zip(pairs, (s.swap_kb for s in after)))
     assert swapped == dict.fromkeys(pairs, 0), "none of it is in swap"
-    moved = dict(zip(pairs, map(twins.replaced, before, after)))
+    moved = dict(zip(pairs, map(range_state.moved_frames, before, after)))
     assert moved == dict.fromkeys(pairs, 0), "each page is in the frame it had"
 
 
 @pytest.mark.needs("swap")
 @pytest.mark.source("cgroup-v1/memory.rst", "cgroup-v2.rst")
 @pytest.mark.parametrize("route", ["mlock", "mlock2-onfault"])
-def test_exceeding_the_limit_takes_unlocked_memory_only(pressure, route):
+def test_exceeding_the_limit_takes_unlocked_memory_only(reclaim, route):
     """A process that writes beyond its cgroup's limit pushes out what others have not locked."""
-    with pressure.cgroup() as group, Child() as child:
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
-        pairs = child.call(twins.make, KINDS, route, SIZE)
-        with drive.hog(group, 4 * len(KINDS) * SIZE * PAGE) as eat:
+        pairs = child.call(control_pairs.make_pairs, KINDS, route, SIZE)
+        with drivers.hog(group, 4 * len(KINDS) * SIZE * PAGE) as eat:
             check(child.pid, pairs, eat)
 
 
@@ -54,19 +55,19 @@ def test_exceeding_the_limit_takes_unlocked_memory_only(pressure, route):
 @pytest.mark.exclusive
 @pytest.mark.parametrize("enabled", ["n", "y"], ids=["classic", "multi-gen"])
 @pytest.mark.parametrize("way", ["reclaim", "hog"])
-def test_both_generations_of_reclaim_leave_locked_memory(pressure, enabled, way):
+def test_both_generations_of_reclaim_leave_locked_memory(reclaim, enabled, way):
     """The classic LRU and the multi-gen LRU alike take what is not locked and nothing else."""
     with (
-        pressure.setting(LRU_GEN, enabled),
-        pressure.cgroup() as group,
+        reclaim.setting(LRU_GEN, enabled),
+        reclaim.cgroup() as group,
         Child() as child,
     ):
         group.add(child.pid)
-        pairs = child.call(twins.make, KINDS, "mlock", SIZE)
+        pairs = child.call(control_pairs.make_pairs, KINDS, "mlock", SIZE)
         if way == "reclaim":
             check(child.pid, pairs, group.reclaim)
         else:
-            with drive.hog(group, 4 * len(KINDS) * SIZE * PAGE) as eat:
+            with drivers.hog(group, 4 * len(KINDS) * SIZE * PAGE) as eat:
                 check(child.pid, pairs, eat)
 
 
@@ -74,23 +75,23 @@ LRU_GEN = "/sys/kernel/mm/lru_gen/enabled"
 
 
 def advise(region, advice):
-    return libc.outcome(libc.madvise, region.addr, region.size, advice)
+    return syscalls.outcome(syscalls.madvise, region.addr, region.size, advice)
 
 
 @pytest.mark.needs("swap", "pageout")
 @pytest.mark.source("madvise(2) MADV_PAGEOUT")
-def test_pageout_of_ones_own_memory_spares_what_is_locked(pressure):
+def test_pageout_of_ones_own_memory_spares_what_is_locked(reclaim):
     """MADV_PAGEOUT takes an unlocked range at once, and refuses a locked one with EINVAL."""
     kinds = ("private", "memfd-shared")
-    with pressure.cgroup() as group, Child() as child:
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
-        pairs = child.call(twins.make, kinds, "mlock", SIZE)
+        pairs = child.call(control_pairs.make_pairs, kinds, "mlock", SIZE)
         answers = {}
 
         def both():
             for kind, pair in pairs.items():
-                child.call(advise, pair.control, libc.MADV_PAGEOUT)
-                answers[kind] = child.call(advise, pair.locked, libc.MADV_PAGEOUT)
+                child.call(advise, pair.control, syscalls.MADV_PAGEOUT)
+                answers[kind] = child.call(advise, pair.locked, syscalls.MADV_PAGEOUT)
 
         check(child.pid, pairs, both)
         assert answers == dict.fromkeys(kinds, "EINVAL"), "the locked ranges are refused"
@@ -98,23 +99,23 @@ def test_pageout_of_ones_own_memory_spares_what_is_locked(pressure):
 
 def advise_other(fd, region, advice):
     vector = (ctypes.c_size_t * 2)(region.addr, region.size)
-    return libc.outcome(libc.syscall, "process_madvise", fd, vector, 1, advice, 0)
+    return syscalls.outcome(syscalls.syscall, "process_madvise", fd, vector, 1, advice, 0)
 
 
 @pytest.mark.needs("swap", "pageout", "process-madvise", "CAP_SYS_NICE")
 @pytest.mark.source("process_madvise(2)")
-def test_pageout_by_another_process_spares_what_is_locked(pressure):
+def test_pageout_by_another_process_spares_what_is_locked(reclaim):
     """process_madvise(MADV_PAGEOUT) from outside takes unlocked memory, never locked memory."""
-    with pressure.cgroup() as group, Child() as child:
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
-        pairs = child.call(twins.make, ("private",), "mlock", SIZE)
+        pairs = child.call(control_pairs.make_pairs, ("private",), "mlock", SIZE)
         locked, control = pairs["private"].locked, pairs["private"].control
         fd = os.pidfd_open(child.pid)
         answers = []
 
         def both():
-            advise_other(fd, control, libc.MADV_PAGEOUT)
-            answers.append(advise_other(fd, locked, libc.MADV_PAGEOUT))
+            advise_other(fd, control, syscalls.MADV_PAGEOUT)
+            answers.append(advise_other(fd, locked, syscalls.MADV_PAGEOUT))
 
         check(child.pid, pairs, both)
         assert set(answers) == {"EINVAL"}, "the locked range is refused"
@@ -122,10 +123,10 @@ def test_pageout_by_another_process_spares_what_is_locked(pressure):
 
 def half_locked_file(pages):
     """In the child: a file's pages in the page cache, the first half mapped and locked."""
-    fd = twins.disk_file(pages)
+    fd = control_pairs.disk_file(pages)
     half = pages // 2 * PAGE
-    addr = libc.mmap(0, pages * PAGE, libc.PROT_RW, libc.MAP_SHARED, fd)
-    libc.mlock(addr, half)
+    addr = syscalls.mmap(0, pages * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd)
+    syscalls.mlock(addr, half)
     # Pages that were mapped are kept by these two calls: the control is cached, not mapped.
     os.pread(fd, half, half)
     return addr, fd
@@ -154,22 +155,22 @@ def forget(fd):
         ),
     ],
 )
-def test_dropping_page_cache_keeps_locked_file_pages(pressure, way):
+def test_dropping_page_cache_keeps_locked_file_pages(reclaim, way):
     """POSIX_FADV_DONTNEED and drop_caches drop a file's unused pages, and none that is locked."""
-    with pressure.cgroup() as group, Child() as child:
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         addr, fd = child.call(half_locked_file, 2 * SIZE)
         before = child.call(cached, addr, 2 * SIZE)
         mapped = Region(addr, SIZE * PAGE)
-        held = twins.standing(child.pid, mapped)
+        held = range_state.range_state(child.pid, mapped)
         if way == "fadvise":
             child.call(forget, fd)
         else:
-            drive.drop_caches()
+            drivers.drop_caches()
         after = child.call(cached, addr, 2 * SIZE)
         if sum(before[SIZE:]) < SIZE or sum(after[SIZE:]) > SIZE // 4:
             inconclusive(f"{sum(after[SIZE:])} of {SIZE} unlocked pages stayed in the page cache")
         assert sum(after[:SIZE]) == SIZE, "every locked page is in the page cache"
-        now = twins.standing(child.pid, mapped)
+        now = range_state.range_state(child.pid, mapped)
         assert now.present == SIZE, "and still mapped"
-        assert twins.replaced(held, now) == 0, "in the frame it had"
+        assert range_state.moved_frames(held, now) == 0, "in the frame it had"

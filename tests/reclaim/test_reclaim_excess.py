@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Locking too much: who dies of it, and who does not."""
 
 import os
@@ -8,13 +9,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers import libc, timeouts
-from helpers.libc import PAGE
+from helpers import syscalls
+from helpers.machine import timeouts
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
-from helpers.pressure import twins
-from helpers.process import Child, ChildKilled
-from helpers.report.verdicts import inconclusive
+from helpers.processes import Child, ChildKilled
+from helpers.reclaim import control_pairs, range_state
+from helpers.requirements.inconclusive import inconclusive
+from helpers.syscalls import PAGE
 
 ROOM = max(1 << 20, 32 * PAGE)
 
@@ -33,25 +35,25 @@ def panics():
 def lock_everything(route, size):
     """In the child: lock more than its cgroup may have."""
     if route == "mlock":
-        libc.mlock(libc.mmap(0, size), size)
+        syscalls.mlock(syscalls.mmap(0, size), size)
     elif route == "MAP_LOCKED":
-        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_LOCKED
-        libc.mmap(0, size, libc.PROT_RW, how)
+        how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_LOCKED
+        syscalls.mmap(0, size, syscalls.PROT_RW, how)
     elif route == "MCL_FUTURE":
-        libc.mlockall(libc.MCL_FUTURE)
-        libc.mmap(0, size)
+        syscalls.mlockall(syscalls.MCL_FUTURE)
+        syscalls.mmap(0, size)
     else:
-        addr = libc.mmap(0, size)
-        libc.mlock2(addr, size, libc.MLOCK_ONFAULT)
-        libc.fill(addr, 1, size)
+        addr = syscalls.mmap(0, size)
+        syscalls.mlock2(addr, size, syscalls.MLOCK_ONFAULT)
+        syscalls.memset(addr, 1, size)
 
 
 @pytest.mark.parametrize("route", ["mlock", "MAP_LOCKED", "MCL_FUTURE", "onfault"])
-def test_locking_beyond_the_cgroups_limit_kills_inside_it(pressure, route):
+def test_locking_beyond_the_cgroups_limit_kills_inside_it(reclaim, route):
     """Locked memory that nothing can reclaim ends in the cgroup's OOM killer, inside it only."""
     if panics():
         inconclusive("vm.panic_on_oom is 2")
-    with pressure.cgroup() as group, Child() as neighbour, Child() as child:
+    with reclaim.cgroup() as group, Child() as neighbour, Child() as child:
         group.add(child.pid)
         child.call(status.vmlck_pages)
         limit = group.current() + ROOM
@@ -68,18 +70,20 @@ def test_locking_beyond_the_cgroups_limit_kills_inside_it(pressure, route):
         assert sunk < max(8 * limit, 256 << 20), "and the machine has its memory"
 
 
-def test_limit_below_what_is_locked(pressure):
+def test_limit_below_what_is_locked(reclaim):
     """A limit below locked memory takes none of it: v1 refuses the limit, v2 kills inside."""
     if panics():
         inconclusive("vm.panic_on_oom is 2")
-    with pressure.cgroup() as group, Child() as child:
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
-        made = child.call(twins.make, ("private",), "mlock", 2 * ROOM // PAGE)
+        made = child.call(control_pairs.make_pairs, ("private",), "mlock", 2 * ROOM // PAGE)
         locked = made["private"].locked
-        answer = libc.outcome(group.limit, ROOM)
+        answer = syscalls.outcome(group.limit, ROOM)
         if group.version == 1:
             assert answer == "EBUSY", "memory.limit_in_bytes below what is locked is refused"
-            assert twins.gone(locked, child.pid) == 0, "all locked pages are in memory"
+            assert range_state.absent_pages(locked, child.pid) == 0, (
+                "all locked pages are in memory"
+            )
             assert child.call(status.vmlck_kb) == locked.kb, "and the process lives"
         else:
             ended = os.waitstatus_to_exitcode(child.wait())
@@ -88,12 +92,12 @@ def test_limit_below_what_is_locked(pressure):
 
 
 def lock_result(region):
-    return libc.outcome(libc.mlock, region.addr, region.size)
+    return syscalls.outcome(syscalls.mlock, region.addr, region.size)
 
 
-def test_lock_without_oom_killer_gives_eagain(pressure):
+def test_lock_without_oom_killer_gives_eagain(reclaim):
     """With v1's OOM killer off, mlock beyond the limit is EAGAIN: all lo, part of it resident."""
-    with mapping("private", 2 * ROOM // PAGE + 4096) as region, pressure.cgroup() as group:
+    with mapping("private", 2 * ROOM // PAGE + 4096) as region, reclaim.cgroup() as group:
         if not group.has("memory.oom_control") or group.version != 1:
             pytest.skip("needs cgroup v1: only there the OOM killer can be switched off")
         with Child() as child:

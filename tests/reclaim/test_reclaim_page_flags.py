@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """PG_mlocked and PG_unevictable, page by page, over the life of a lock."""
 
 import os
@@ -5,13 +6,15 @@ import signal
 
 import pytest
 
-from helpers import kernel, libc, lru
-from helpers.libc import PAGE
-from helpers.memory import mapping
-from helpers.observe import pagemap
-from helpers.pressure import drive, twins
-from helpers.process import Child
-from helpers.report.verdicts import inconclusive
+from helpers import syscalls
+from helpers.machine import kernel_version
+from helpers.memory import mapping, scratch_file
+from helpers.observe import lru_batches, page_flags
+from helpers.processes import Child
+from helpers.processes.cpus import pin_to_one_cpu
+from helpers.reclaim import control_pairs, drivers, range_state
+from helpers.requirements.inconclusive import inconclusive
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("kpageflags", "lock:64"),
@@ -28,14 +31,14 @@ KINDS = pytest.mark.parametrize("kind", ANONYMOUS + ON_DISK)
 PAGES = 48
 """More than the 31 pages that may wait in a CPU's batch."""
 
-BEFORE_5_18 = kernel.version() < (5, 18, 0)
+BEFORE_5_18 = kernel_version.version() < (5, 18, 0)
 """The pages of a file that is not private are marked by mlock or reclaim, not by faults."""
 
 
 def seen(region, pid="self"):
     """Per page "M" for PG_mlocked, "U" for PG_unevictable, after the CPU's batch is drained."""
-    lru.drain()
-    snapshot = pagemap.snapshot(region.addr, region.pages, pid)
+    lru_batches.mlock_drain_local()
+    snapshot = page_flags.snapshot(region.addr, region.pages, pid)
     names = {(False, False): "-", (True, False): "M", (False, True): "U", (True, True): "MU"}
     return [names[bits] for bits in zip(snapshot.mlocked, snapshot.unevictable)]
 
@@ -43,14 +46,14 @@ def seen(region, pid="self"):
 @KINDS
 def test_present_pages_are_marked_by_mlock_and_unmarked_by_munlock(kind):
     """mlock marks every page that was present, the last one too, and munlock unmarks every one."""
-    lru.pin()
+    pin_to_one_cpu()
     with mapping(kind, PAGES) as region:
         region.touch()
-        lru.drain()
+        lru_batches.mlock_drain_local()
         assert seen(region) == ["-"] * PAGES, "before: neither mlocked nor unevictable"
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         assert seen(region) == ["MU"] * PAGES, "locked: mlocked and unevictable"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert seen(region) == ["-"] * PAGES, "unlocked: neither"
 
 
@@ -58,15 +61,15 @@ def test_present_pages_are_marked_by_mlock_and_unmarked_by_munlock(kind):
 @pytest.mark.parametrize("write", [True, False], ids=["written", "read"])
 def test_pages_faulted_in_by_the_lock_are_marked(kind, write):
     """mlock of a range that was never touched brings every page in and marks it."""
-    lru.pin()
+    pin_to_one_cpu()
     if not write and kind == "private":
-        prot = libc.PROT_RW  # a read-only one would map the zero page
+        prot = syscalls.PROT_RW  # a read-only one would map the zero page
     else:
-        prot = libc.PROT_RW if write else libc.PROT_READ
+        prot = syscalls.PROT_RW if write else syscalls.PROT_READ
     with mapping(kind, PAGES, prot=prot) as region:
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         assert seen(region) == ["MU"] * PAGES, "locked: mlocked and unevictable"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert seen(region) == ["-"] * PAGES, "unlocked: neither"
 
 
@@ -76,54 +79,54 @@ def test_pages_faulted_in_later_are_marked(kind, way):
     """A page that is first touched when its range is locked already is marked as it comes in."""
     if BEFORE_5_18 and kind in {"shared", "memfd-shared", "file-shared"}:
         pytest.skip("needs 5.18: before, file faults leave the marking to reclaim")
-    lru.pin()
-    prot = libc.PROT_NONE if way == "inaccessible" else libc.PROT_RW
-    flags = libc.MAP_LOCKED if way == "inaccessible" else 0
+    pin_to_one_cpu()
+    prot = syscalls.PROT_NONE if way == "inaccessible" else syscalls.PROT_RW
+    flags = syscalls.MAP_LOCKED if way == "inaccessible" else 0
     with mapping(kind, PAGES, prot=prot, flags=flags) as region:
         if way == "onfault":
-            libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+            syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         else:
-            libc.mprotect(region.addr, region.size, libc.PROT_RW)
+            syscalls.mprotect(region.addr, region.size, syscalls.PROT_RW)
         region.touch()
         assert seen(region) == ["MU"] * PAGES, "locked: mlocked and unevictable"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert seen(region) == ["-"] * PAGES, "unlocked: neither"
 
 
 @KINDS
 def test_lock_marks_its_own_pages_and_no_neighbour(kind):
     """Locking and unlocking parts marks and unmarks exactly their pages."""
-    lru.pin()
+    pin_to_one_cpu()
     with mapping(kind, PAGES) as region:
         region.touch()
-        lru.drain()
-        libc.mlock(region.at(8), 16 * PAGE)
+        lru_batches.mlock_drain_local()
+        syscalls.mlock(region.at(8), 16 * PAGE)
         expected = ["-"] * 8 + ["MU"] * 16 + ["-"] * (PAGES - 24)
         assert seen(region) == expected, "pages 8 to 23 are locked"
-        libc.munlock(region.at(12), 4 * PAGE)
+        syscalls.munlock(region.at(12), 4 * PAGE)
         expected[12:16] = ["-"] * 4
         assert seen(region) == expected, "pages 12 to 15 are unlocked again"
-        libc.mlock(region.addr, region.size)
-        libc.munlock(region.at(PAGES - 1), PAGE)
+        syscalls.mlock(region.addr, region.size)
+        syscalls.munlock(region.at(PAGES - 1), PAGE)
         expected = ["MU"] * (PAGES - 1) + ["-"]
         assert seen(region) == expected, "only the last page is unlocked"
-        libc.munlock(region.addr, PAGE)
+        syscalls.munlock(region.addr, PAGE)
         expected[0] = "-"
         assert seen(region) == expected, "and the first"
 
 
 def test_marks_survive_fork_and_the_childs_exit():
     """fork, a child's writes and its exit leave the marks of the parent's pages as they are."""
-    lru.pin()
+    pin_to_one_cpu()
     with mapping("private", PAGES) as region:
         region.touch()
-        lru.drain()
-        libc.mlock(region.addr, region.size)
+        lru_batches.mlock_drain_local()
+        syscalls.mlock(region.addr, region.size)
         half = region.sub(0, PAGES // 2)
         with Child() as child:
             assert seen(region) == ["MU"] * PAGES, "after fork"
             child.call(half.touch)
-            child.call(lru.drain)
+            child.call(lru_batches.mlock_drain_local)
             assert seen(half, child.pid) == ["-"] * half.pages, "the child's copies are unmarked"
             assert seen(region) == ["MU"] * PAGES, "and the parent's pages as they were"
         assert seen(region) == ["MU"] * PAGES, "after the child's exit"
@@ -133,20 +136,20 @@ def test_marks_survive_fork_and_the_childs_exit():
 @pytest.mark.parametrize("end", ["munmap", "exit", "SIGKILL", "exec", "munlockall"])
 def test_end_of_the_only_lock_unmarks_pages_that_live_on(end):
     """However a lock ends, the pages others still map are neither mlocked nor unevictable."""
-    lru.pin()
+    pin_to_one_cpu()
     with mapping("shared", PAGES) as region:
         region.touch()
-        lru.drain()
+        lru_batches.mlock_drain_local()
         with Child() as child:
-            child.call(region.peek)
-            child.call(libc.mlock, region.addr, region.size)
+            child.call(region.first_bytes)
+            child.call(syscalls.mlock, region.addr, region.size)
             assert seen(region) == ["MU"] * PAGES, "locked by the child"
             if end == "munmap":
-                child.call(libc.munmap, region.addr, region.size)
+                child.call(syscalls.munmap, region.addr, region.size)
             elif end == "munlockall":
-                child.call(libc.munlockall)
+                child.call(syscalls.munlockall)
             elif end == "exec":
-                child.become("cat")
+                child.exec("cat")
             elif end == "exit":
                 child.start(os._exit, 0)
                 child.wait()
@@ -165,14 +168,14 @@ def busy_elsewhere(region, cpu):
 @pytest.mark.claim("W11", "W17")
 @pytest.mark.parametrize("where", ["same", "other"])
 @pytest.mark.parametrize("pages", [4, 15, PAGES])
-def test_lock_of_pages_in_a_batch_holds_and_is_repaired(pressure, where, pages):
+def test_lock_of_pages_in_a_batch_holds_and_is_repaired(reclaim, where, pages):
     """Pages locked while they wait in a CPU's batch stay, and are marked once reclaim met them."""
     cpus = sorted(os.sched_getaffinity(0))
     here, there = cpus[0], cpus[-1] if where == "other" else cpus[0]
     with (
         mapping("shared", pages) as region,
         mapping("shared", pages) as control,
-        pressure.cgroup() as group,
+        reclaim.cgroup() as group,
         Child() as toucher,
         Child() as locker,
     ):
@@ -180,67 +183,68 @@ def test_lock_of_pages_in_a_batch_holds_and_is_repaired(pressure, where, pages):
             group.add(child.pid)
         locker.call(os.sched_setaffinity, 0, {here})
         toucher.call(busy_elsewhere, control, there)
-        toucher.call(lru.drain)
+        toucher.call(lru_batches.mlock_drain_local)
         toucher.call(busy_elsewhere, region, there)
-        locker.call(libc.mlock, region.addr, region.size)
-        before = twins.standing(locker.pid, region)
+        locker.call(syscalls.mlock, region.addr, region.size)
+        before = range_state.range_state(locker.pid, region)
         for child in (toucher, locker):
-            child.call(lru.drain)
-        drive.until_gone(group.reclaim, toucher.pid, control)
+            child.call(lru_batches.mlock_drain_local)
+        drivers.reclaim_until_evicted(group.reclaim, toucher.pid, control)
         for child in (toucher, locker):
-            child.call(lru.drain)
-        now = pagemap.snapshot(region.addr, pages, locker.pid)
+            child.call(lru_batches.mlock_drain_local)
+        now = page_flags.snapshot(region.addr, pages, locker.pid)
         assert sum(now.present) == pages, "every page is in memory"
-        after = twins.standing(locker.pid, region)
-        assert twins.replaced(before, after) == 0, "in the frame it had"
-        assert now.having(pagemap.MLOCKED) == pages, "and mlocked"
-        assert now.having(pagemap.UNEVICTABLE) == pages, "and unevictable"
+        after = range_state.range_state(locker.pid, region)
+        assert range_state.moved_frames(before, after) == 0, "in the frame it had"
+        assert now.count_with(page_flags.MLOCKED) == pages, "and mlocked"
+        assert now.count_with(page_flags.UNEVICTABLE) == pages, "and unevictable"
 
 
 @pytest.mark.needs("cgroup", "disk-file")
 @pytest.mark.claim("W17")
-def test_page_unmapped_and_locked_again_at_once_is_repaired(pressure):
+def test_page_unmapped_and_locked_again_at_once_is_repaired(reclaim):
     """A locked file page that is unmapped and at once mapped locked again holds under pressure."""
-    lru.pin()
-    with pressure.cgroup() as group, Child() as child:
+    pin_to_one_cpu()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
-        control = child.call(twins.make, ("file-shared",), "mlock", PAGES)["file-shared"].control
+        control = child.call(control_pairs.make_pairs, ("file-shared",), "mlock", PAGES)[
+            "file-shared"
+        ].control
         addr = child.call(remapped, PAGES)
-        drive.until_gone(group.reclaim, child.pid, control)
-        child.call(lru.drain)
-        now = pagemap.snapshot(addr, PAGES, child.pid)
+        drivers.reclaim_until_evicted(group.reclaim, child.pid, control)
+        child.call(lru_batches.mlock_drain_local)
+        now = page_flags.snapshot(addr, PAGES, child.pid)
         assert sum(now.present) == PAGES, "every page is in memory"
-        assert now.having(pagemap.MLOCKED) == PAGES, "and mlocked, at the latest by reclaim"
+        assert now.count_with(page_flags.MLOCKED) == PAGES, "and mlocked, at the latest by reclaim"
 
 
 def remapped(pages):
     """In the child: map, lock, unmap and lock again the pages of one file."""
-    from helpers.memory import scratch_file
 
     fd, size = scratch_file(pages), pages * PAGE
-    how = libc.MAP_SHARED | libc.MAP_LOCKED
-    libc.munmap(libc.mmap(0, size, libc.PROT_RW, how, fd), size)
-    return libc.mmap(0, size, libc.PROT_RW, how, fd)
+    how = syscalls.MAP_SHARED | syscalls.MAP_LOCKED
+    syscalls.munmap(syscalls.mmap(0, size, syscalls.PROT_RW, how, fd), size)
+    return syscalls.mmap(0, size, syscalls.PROT_RW, how, fd)
 
 
 @pytest.mark.needs("cgroup", "swap")
 @pytest.mark.claim("W2")
-def test_idle_locked_memory_outlasts_many_reclaim_passes(pressure):
+def test_idle_locked_memory_outlasts_many_reclaim_passes(reclaim):
     """Locked memory that nobody touches stays through pass after pass, its marks too."""
-    with pressure.cgroup() as group, Child() as child:
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
-        pair = child.call(twins.make, ("private",), "mlock", PAGES)["private"]
-        before = twins.standing(child.pid, pair.locked)
-        drive.until_gone(group.reclaim, child.pid, pair.control)
+        pair = child.call(control_pairs.make_pairs, ("private",), "mlock", PAGES)["private"]
+        before = range_state.range_state(child.pid, pair.locked)
+        drivers.reclaim_until_evicted(group.reclaim, child.pid, pair.control)
         for _ in range(20):
-            child.call(twins.fill, pair.control)  # something to reclaim in each pass
+            child.call(control_pairs.fill, pair.control)  # something to reclaim in each pass
             group.reclaim()
-        after = pagemap.snapshot(pair.locked.addr, PAGES, child.pid)
-        if twins.gone(pair.control, child.pid) < PAGES // 2:
+        after = page_flags.snapshot(pair.locked.addr, PAGES, child.pid)
+        if range_state.absent_pages(pair.control, child.pid) < PAGES // 2:
             inconclusive("the control was not swapped out in the last pass")
         assert sum(after.present) == PAGES, "every locked page is in memory"
-        moved = twins.replaced(before, twins.standing(child.pid, pair.locked))
+        moved = range_state.moved_frames(before, range_state.range_state(child.pid, pair.locked))
         assert moved == 0, "in the frame it had"
-        assert after.having(pagemap.MLOCKED | pagemap.UNEVICTABLE) == PAGES, "and marked"
-        referenced = 1 << pagemap.KPF["REFERENCED"] | 1 << pagemap.KPF["ACTIVE"]
-        assert after.having(referenced) == 0, "though the kernel did not see it used"
+        assert after.count_with(page_flags.MLOCKED | page_flags.UNEVICTABLE) == PAGES, "and marked"
+        referenced = 1 << page_flags.KPF["REFERENCED"] | 1 << page_flags.KPF["ACTIVE"]
+        assert after.count_with(referenced) == 0, "though the kernel did not see it used"

@@ -1,18 +1,19 @@
+# SPDX-License-Identifier: MIT
 """A real-time loop over locked memory never waits for paging; one over unlocked memory does."""
 
 import ctypes
 
 import pytest
 
-from helpers import libc
-from helpers.libc import PAGE
+from helpers import syscalls
 from helpers.memory import mapping
-from helpers.observe import rusage, vmstat
-from helpers.pressure import twins
-from helpers.process import Child
-from helpers.report.verdicts import inconclusive
+from helpers.observe import page_faults, vmstat
+from helpers.processes import Child
+from helpers.reclaim import control_pairs
+from helpers.requirements.inconclusive import inconclusive
+from helpers.syscalls import PAGE
 
-SIZE = 2 * twins.SIZE
+SIZE = 2 * control_pairs.SIZE
 
 pytestmark = [
     pytest.mark.needs("cgroup", "swap", "lock-all", "budget:1024"),
@@ -24,10 +25,10 @@ pytestmark = [
 def prepare(region, lock):
     """In the child: a working set, pre-touched, and under mlockall or not."""
     if lock:
-        libc.mlockall(libc.MCL_CURRENT | libc.MCL_FUTURE)
-    twins.fill(region)
-    rusage.settle()
-    rusage.count(walk, region, None)  # warm: the code, its stack, the small objects
+        syscalls.mlockall(syscalls.MCL_CURRENT | syscalls.MCL_FUTURE)
+    control_pairs.fill(region)
+    page_faults.warm_up()
+    page_faults.faults_during(walk, region, None)  # warm: the code, its stack, the small objects
 
 
 def walk(region, flag):
@@ -42,23 +43,23 @@ def walk(region, flag):
 
 def measure(region, flag):
     migrated = vmstat.read().get("pgmigrate_success", 0)
-    faults = rusage.count(walk, region, flag)
+    faults = page_faults.faults_during(walk, region, flag)
     return faults.minor, faults.major, vmstat.read().get("pgmigrate_success", 0) - migrated
 
 
-def test_loop_over_locked_working_set_never_faults(pressure):
+def test_loop_over_locked_working_set_never_faults(reclaim):
     """While its cgroup thrashes, a loop under mlockall takes no fault; an unlocked one does."""
     with (
         mapping("private", SIZE) as working_set,
         mapping("shared", 1) as flag,
-        pressure.cgroup() as group,
+        reclaim.cgroup() as group,
         Child() as locked,
         Child() as unlocked,
     ):
         for child, lock in ((locked, True), (unlocked, False)):
             group.add(child.pid)
             child.call(prepare, working_set, lock)
-            child.call(flag.peek)
+            child.call(flag.first_bytes)
         for child in (locked, unlocked):
             child.start(measure, working_set, flag.addr)
         # Each pass takes all that can be taken, while both loops run.

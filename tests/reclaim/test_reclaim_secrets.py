@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A secret in locked memory is not in the swap area; and the ways in which it gets there.
 
 The blocks of our own swap area are read past every cache, and in the same pass the secret of
@@ -6,10 +7,10 @@ an unlocked control must be found in them.
 
 import pytest
 
-from helpers import libc
-from helpers.pressure import drive, secret, twins
-from helpers.process import Child
-from helpers.report.verdicts import inconclusive
+from helpers import syscalls
+from helpers.processes import Child
+from helpers.reclaim import control_pairs, drivers, range_state, secrets
+from helpers.requirements.inconclusive import inconclusive
 
 SIZE = 64
 
@@ -22,15 +23,17 @@ pytestmark = [
 
 def blank(kind, pages, lock=""):
     """In the child: memory with random contents but no secret yet, locked or not."""
-    made = twins.make((kind,), "mlock2-onfault" if lock == "onfault" else "mlock", pages)[kind]
+    made = control_pairs.make_pairs(
+        (kind,), "mlock2-onfault" if lock == "onfault" else "mlock", pages
+    )[kind]
     return made.locked if lock else made.control
 
 
-def judge(pressure, group, child, control, mask, control_mask):
+def judge(reclaim, group, child, control, mask, control_mask):
     """How often the secret was found, once the control's was."""
-    drive.until_gone(group.reclaim, child.pid, control)
-    found, shown = secret.settled(
-        group, pressure.area.path, [mask, control_mask], control.pages // 4
+    drivers.reclaim_until_evicted(group.reclaim, child.pid, control)
+    found, shown = secrets.wait_written_back(
+        group, reclaim.area.path, [mask, control_mask], control.pages // 4
     )
     # Not all: another run of this suite has a swap area of the same priority, and gets half.
     if shown < control.pages // 4:
@@ -40,39 +43,39 @@ def judge(pressure, group, child, control, mask, control_mask):
 
 @pytest.mark.parametrize("lock", ["mlock", "onfault"])
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "memfd-shared"])
-def test_secret_in_locked_memory_is_never_in_swap(pressure, kind, lock):
+def test_secret_in_locked_memory_is_never_in_swap(reclaim, kind, lock):
     """What was written to locked memory is not in the swap area; an unlocked secret is."""
-    mask, other = secret.masked(), secret.masked()
-    with pressure.cgroup() as group, Child() as child:
+    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         locked = child.call(blank, kind, SIZE, lock)
         control = child.call(blank, kind, SIZE)
-        child.call(secret.place, mask, locked)
-        child.call(secret.place, other, control)
-        found = judge(pressure, group, child, control, mask, other)
+        child.call(secrets.plant, mask, locked)
+        child.call(secrets.plant, other, control)
+        found = judge(reclaim, group, child, control, mask, other)
         assert found == 0, "the locked secret is nowhere in the swap area"
 
 
 def churn(region, mask):
     """In the child: the secret written, wiped and written elsewhere in the page, many times."""
     for offset in range(64, 64 + 16 * 8, 16):
-        secret.place(mask, region, offset)
-        twins.fill(region)
-    secret.place(mask, region)
+        secrets.plant(mask, region, offset)
+        control_pairs.fill(region)
+    secrets.plant(mask, region)
 
 
-def test_secret_stays_out_of_swap_through_churn(pressure):
+def test_secret_stays_out_of_swap_through_churn(reclaim):
     """Rewriting a locked secret again and again between passes of reclaim leaks no copy."""
-    mask, other = secret.masked(), secret.masked()
-    with pressure.cgroup() as group, Child() as child:
+    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         locked = child.call(blank, "private", 16, "mlock")
         control = child.call(blank, "private", SIZE)
         for _ in range(6):
             child.call(churn, locked, mask)
-            child.call(secret.place, other, control)
+            child.call(secrets.plant, other, control)
             group.reclaim()
-        found = judge(pressure, group, child, control, mask, other)
+        found = judge(reclaim, group, child, control, mask, other)
         assert found == 0, "the locked secret is nowhere in the swap area"
 
 
@@ -81,130 +84,134 @@ kept = []
 
 def keep(mask):
     """In the child: the secret as an ordinary object of the interpreter, a hundred times."""
-    kept.extend(secret.unmasked(mask) for _ in range(100))
+    kept.extend(secrets.reveal(mask) for _ in range(100))
     return len(kept)
 
 
 @pytest.mark.needs("lock-all")
 @pytest.mark.parametrize("flags", ["current then future", "future on fault"])
-def test_mlockall_keeps_every_copy_out_of_swap(pressure, flags):
+def test_mlockall_keeps_every_copy_out_of_swap(reclaim, flags):
     """Under mlockall even a secret in a program's heap, wherever copied, is not in swap."""
-    mask, other = secret.masked(), secret.masked()
-    with pressure.cgroup() as group, Child() as child, Child() as unlocked:
+    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
+    with reclaim.cgroup() as group, Child() as child, Child() as unlocked:
         group.add(child.pid)
         group.add(unlocked.pid)
-        child.call(libc.mlockall, libc.MCL_CURRENT | libc.MCL_FUTURE)
+        child.call(syscalls.mlockall, syscalls.MCL_CURRENT | syscalls.MCL_FUTURE)
         if flags == "future on fault":
-            child.call(libc.mlockall, libc.MCL_CURRENT | libc.MCL_FUTURE | libc.MCL_ONFAULT)
+            child.call(
+                syscalls.mlockall, syscalls.MCL_CURRENT | syscalls.MCL_FUTURE | syscalls.MCL_ONFAULT
+            )
         child.call(keep, mask)
         unlocked.call(keep, other)
         control = unlocked.call(blank, "private", SIZE)
-        unlocked.call(secret.place, other, control)
-        found = judge(pressure, group, unlocked, control, mask, other)
+        unlocked.call(secrets.plant, other, control)
+        found = judge(reclaim, group, unlocked, control, mask, other)
         assert found == 0, "no copy on the locked heap is in the swap area"
 
 
 @pytest.mark.source("fork(2)")
-def test_forked_child_that_only_reads_leaks_nothing(pressure):
+def test_forked_child_that_only_reads_leaks_nothing(reclaim):
     """A child that shares its parent's locked pages leaves the secret protected by the lock."""
-    mask, other = secret.masked(), secret.masked()
-    with pressure.cgroup() as group, Child() as child:
+    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         locked = child.call(blank, "private", SIZE, "mlock")
         control = child.call(blank, "private", SIZE)
-        child.call(secret.place, mask, locked)
-        child.call(secret.place, other, control)
-        child.call(twins.spawn)
-        child.call(twins.in_offspring, twins.gone, locked, child.pid)
-        found = judge(pressure, group, child, control, mask, other)
+        child.call(secrets.plant, mask, locked)
+        child.call(secrets.plant, other, control)
+        child.call(control_pairs.fork_grandchild)
+        child.call(control_pairs.call_in_grandchild, range_state.absent_pages, locked, child.pid)
+        found = judge(reclaim, group, child, control, mask, other)
         assert found == 0, "the locked secret is nowhere in the swap area"
 
 
 @pytest.mark.source("fork(2)", "mlock(2) NOTES")
 @pytest.mark.parametrize("writer", ["child", "parent"])
-def test_copy_on_write_after_fork_leaks_the_childs_copy(pressure, writer):
+def test_copy_on_write_after_fork_leaks_the_childs_copy(reclaim, writer):
     """Whoever writes first after fork, the page that stays with the child is not locked: it leaks.
 
     What users must know: lock again in the child, or exclude the range by MADV_DONTFORK.
     """
-    mask, other = secret.masked(), secret.masked()
-    with pressure.cgroup() as group, Child() as child:
+    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         locked = child.call(blank, "private", SIZE, "mlock")
         control = child.call(blank, "private", SIZE)
-        child.call(secret.place, mask, locked)
-        child.call(secret.place, other, control)
-        pid = child.call(twins.spawn)
+        child.call(secrets.plant, mask, locked)
+        child.call(secrets.plant, other, control)
+        pid = child.call(control_pairs.fork_grandchild)
         if writer == "child":
-            child.call(twins.in_offspring, locked.touch)
+            child.call(control_pairs.call_in_grandchild, locked.touch)
         else:
             child.call(locked.touch)
-        found = judge(pressure, group, child, control, mask, other)
-        if twins.gone(locked, pid) < SIZE // 2:
+        found = judge(reclaim, group, child, control, mask, other)
+        if range_state.absent_pages(locked, pid) < SIZE // 2:
             inconclusive("the child's copies were not swapped out")
-        assert twins.gone(locked, child.pid) == 0, "the parent's pages are in memory"
+        assert range_state.absent_pages(locked, child.pid) == 0, "the parent's pages are in memory"
         assert found > 0, "the child's unlocked copies are in the swap area"
 
 
 @pytest.mark.source("fork(2)", "madvise(2) MADV_DONTFORK, MADV_WIPEONFORK")
 @pytest.mark.parametrize("way", ["DONTFORK", "WIPEONFORK", "lock in child"])
-def test_remedies_against_the_childs_copy(pressure, way):
+def test_remedies_against_the_childs_copy(reclaim, way):
     """MADV_DONTFORK, MADV_WIPEONFORK, or a lock in the child keep the secret out of swap."""
-    mask, other = secret.masked(), secret.masked()
-    with pressure.cgroup() as group, Child() as child:
+    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         locked = child.call(blank, "private", SIZE, "mlock")
         control = child.call(blank, "private", SIZE)
-        child.call(secret.place, mask, locked)
-        child.call(secret.place, other, control)
+        child.call(secrets.plant, mask, locked)
+        child.call(secrets.plant, other, control)
         if way != "lock in child":
-            advice = libc.MADV_DONTFORK if way == "DONTFORK" else libc.MADV_WIPEONFORK
-            child.call(libc.madvise, locked.addr, locked.size, advice)
-        child.call(twins.spawn)
+            advice = syscalls.MADV_DONTFORK if way == "DONTFORK" else syscalls.MADV_WIPEONFORK
+            child.call(syscalls.madvise, locked.addr, locked.size, advice)
+        child.call(control_pairs.fork_grandchild)
         if way == "lock in child":
-            child.call(twins.in_offspring, libc.mlock, locked.addr, locked.size)
+            child.call(control_pairs.call_in_grandchild, syscalls.mlock, locked.addr, locked.size)
         if way != "DONTFORK":
-            child.call(twins.in_offspring, locked.touch)
+            child.call(control_pairs.call_in_grandchild, locked.touch)
         child.call(locked.touch)
-        found = judge(pressure, group, child, control, mask, other)
+        found = judge(reclaim, group, child, control, mask, other)
         assert found == 0, "the secret is nowhere in the swap area"
 
 
-def test_secret_written_before_the_lock_may_be_in_swap_already(pressure):
+def test_secret_written_before_the_lock_may_be_in_swap_already(reclaim):
     """Locking protects from then on: what reclaim wrote before is in the swap area's blocks."""
-    mask, other = secret.masked(), secret.masked()
-    with pressure.cgroup() as group, Child() as child:
+    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         late = child.call(blank, "private", SIZE)
         control = child.call(blank, "private", SIZE)
-        child.call(secret.place, mask, late)
-        child.call(secret.place, other, control)
-        drive.until_gone(group.reclaim, child.pid, late)
-        found = judge(pressure, group, child, control, mask, other)
+        child.call(secrets.plant, mask, late)
+        child.call(secrets.plant, other, control)
+        drivers.reclaim_until_evicted(group.reclaim, child.pid, late)
+        found = judge(reclaim, group, child, control, mask, other)
         assert found > 0, "the secret was swapped out before it was locked"
-        child.call(libc.mlock, late.addr, late.size)
-        assert twins.gone(late, child.pid) == 0, "the lock brought it back into memory"
+        child.call(syscalls.mlock, late.addr, late.size)
+        assert range_state.absent_pages(late, child.pid) == 0, (
+            "the lock brought it back into memory"
+        )
 
 
 def copy_out(region):
     """In the child: a copy in memory of its own, as any read, send or str makes one."""
-    copy = twins._map("private", region.pages)
-    libc.write(copy.addr, libc.read(region.addr, region.size))
+    copy = control_pairs._map("private", region.pages)
+    syscalls.store(copy.addr, syscalls.load(region.addr, region.size))
     return copy
 
 
-def test_copy_made_of_a_locked_secret_is_not_protected(pressure):
+def test_copy_made_of_a_locked_secret_is_not_protected(reclaim):
     """The lock is on the memory, not on its contents: a copy elsewhere is swapped out."""
-    mask, other = secret.masked(), secret.masked()
-    with pressure.cgroup() as group, Child() as child:
+    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
+    with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         locked = child.call(blank, "private", SIZE, "mlock")
         control = child.call(blank, "private", SIZE)
-        child.call(secret.place, mask, locked)
-        child.call(secret.place, other, control)
+        child.call(secrets.plant, mask, locked)
+        child.call(secrets.plant, other, control)
         copy = child.call(copy_out, locked)
-        found = judge(pressure, group, child, control, mask, other)
-        if twins.gone(copy, child.pid) < SIZE // 2:
+        found = judge(reclaim, group, child, control, mask, other)
+        if range_state.absent_pages(copy, child.pid) < SIZE // 2:
             inconclusive("the copy was not swapped out")
-        assert twins.gone(locked, child.pid) == 0, "the original is in memory"
+        assert range_state.absent_pages(locked, child.pid) == 0, "the original is in memory"
         assert found > 0, "the copy is in the swap area"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Locked file pages: read in by the lock, kept in the page cache, lost to truncation alone."""
 
 import os
@@ -5,18 +6,18 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from helpers import libc, memory, process
-from helpers.each import each
-from helpers.libc import PAGE
+from helpers import memory, processes, syscalls
 from helpers.memory import mapping
-from helpers.observe import maps, presence, rusage, status
-from helpers.report.verdicts import inconclusive
+from helpers.observe import maps, page_faults, residency, status
+from helpers.pytest_plugin.each import each
+from helpers.requirements.inconclusive import inconclusive
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:8", "smaps-flags", "mincore")]
 
 PAGES = 8
 NONE, ALL = "0" * PAGES, "1" * PAGES
-NO_FAULT = rusage.Faults(0, 0)
+NO_FAULT = page_faults.Faults(0, 0)
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def evict(fd):
     os.fdatasync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     with mapping("file-shared", PAGES, fd=fd) as look:
-        left = presence.cached(look)
+        left = residency.mincore_bits(look)
     if left != NONE:
         inconclusive(f"the file's pages stayed in the page cache after eviction: {left}")
 
@@ -47,14 +48,16 @@ def test_lock_reads_file_in_from_disk(kind):
     with owned(memory.scratch_file(PAGES)) as fd:
         evict(fd)
         with mapping(kind, PAGES, fd=fd) as control:
-            unlocked = rusage.reading(control.addr, control.size)
+            unlocked = page_faults.faults_reading(control.addr, control.size)
         evict(fd)
         with mapping(kind, PAGES, fd=fd) as region:
-            rusage.settle()
-            at_lock = rusage.count(libc.mlock, region.addr, region.size)
-            assert presence.seen(region) == presence.agreed(ALL), "every page is present"
-            assert rusage.reading(region.addr, region.size) == NO_FAULT, "no fault afterwards"
-            assert region.peek() == bytes(range(PAGES)), "the file's contents"
+            page_faults.warm_up()
+            at_lock = page_faults.faults_during(syscalls.mlock, region.addr, region.size)
+            assert residency.of(region) == residency.all_say(ALL), "every page is present"
+            assert page_faults.faults_reading(region.addr, region.size) == NO_FAULT, (
+                "no fault afterwards"
+            )
+            assert region.first_bytes() == bytes(range(PAGES)), "the file's contents"
         # Population does not mark its second try FAULT_FLAG_TRIED (mm/gup.c __mm_populate), so
         # its wait for the disk counts as a minor fault.
         assert at_lock != NO_FAULT, "the lock took the faults"
@@ -67,9 +70,11 @@ def test_map_locked_reads_file_in_from_disk(kind):
     """mmap(MAP_LOCKED) of a file whose pages are on disk only brings them all in."""
     with owned(memory.scratch_file(PAGES)) as fd:
         evict(fd)
-        with mapping(kind, PAGES, fd=fd, flags=libc.MAP_LOCKED) as region:
-            assert presence.seen(region) == presence.agreed(ALL), "every page is present"
-            assert rusage.reading(region.addr, region.size) == NO_FAULT, "no fault afterwards"
+        with mapping(kind, PAGES, fd=fd, flags=syscalls.MAP_LOCKED) as region:
+            assert residency.of(region) == residency.all_say(ALL), "every page is present"
+            assert page_faults.faults_reading(region.addr, region.size) == NO_FAULT, (
+                "no fault afterwards"
+            )
 
 
 @pytest.mark.needs("disk-file")
@@ -80,10 +85,10 @@ def test_fault_lock_reads_nothing_from_disk():
     with owned(memory.scratch_file(PAGES)) as fd:
         evict(fd)
         with mapping("file-shared", PAGES, fd=fd) as region:
-            libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-            seen = presence.seen(region)
-            touch = rusage.reading(region.addr, region.size)
-        assert seen == presence.agreed(NONE), "neither mapped nor in the page cache"
+            syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+            seen = residency.of(region)
+            touch = page_faults.faults_reading(region.addr, region.size)
+        assert seen == residency.all_say(NONE), "neither mapped nor in the page cache"
         assert touch.major >= 1, "a read of it waits for the disk"
 
 
@@ -98,10 +103,10 @@ def test_fadvise_keeps_locked_file_pages(kind):
         with mapping(kind, PAGES, fd=fd) as look, mapping(kind, 4, fd=fd) as region:
             if not on_disk:
                 os.pwrite(fd, b"x" * (PAGES * PAGE), 0)
-            libc.mlock(region.addr, region.size)
+            syscalls.mlock(region.addr, region.size)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            kept, cache = presence.mapped(region), presence.cached(look)
-            again = rusage.reading(region.addr, region.size)
+            kept, cache = residency.mapped_bits(region), residency.mincore_bits(look)
+            again = page_faults.faults_reading(region.addr, region.size)
         if on_disk and "1" in cache[4:]:
             inconclusive(f"the pages that nobody locks stayed in the page cache: {cache}")
         assert kept == "1111", "the locked pages are mapped still"
@@ -130,8 +135,10 @@ def test_lock_past_end_of_file(kind):
     and counted, and the pages of the file present, the incomplete last one too."""
     before = status.vmlck_pages()
     with owned(short(kind, 4 * PAGE + 1)) as fd, mapping(kind, PAGES, fd=fd) as region:
-        assert libc.outcome(libc.mlock, region.addr, region.size) == "ENOMEM", "mlock's answer"
-        assert presence.mapped(region) == "11111000", "five pages are the file's"
+        assert syscalls.outcome(syscalls.mlock, region.addr, region.size) == "ENOMEM", (
+            "mlock's answer"
+        )
+        assert residency.mapped_bits(region) == "11111000", "five pages are the file's"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "all marked"
         assert status.vmlck_pages() - before == PAGES, "all counted"
 
@@ -140,8 +147,8 @@ def test_lock_past_end_of_file(kind):
 def test_map_locked_past_end_of_file(kind):
     """mmap(MAP_LOCKED) past the end of a file succeeds, with the pages of the file present."""
     with owned(short(kind, 3 * PAGE)) as fd:
-        with mapping(kind, PAGES, fd=fd, flags=libc.MAP_LOCKED) as region:
-            assert presence.mapped(region) == "11100000", "three pages are the file's"
+        with mapping(kind, PAGES, fd=fd, flags=syscalls.MAP_LOCKED) as region:
+            assert residency.mapped_bits(region) == "11100000", "three pages are the file's"
             assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "all marked"
 
 
@@ -150,9 +157,9 @@ def test_map_locked_past_end_of_file(kind):
 def test_fault_lock_past_end_of_file(kind):
     """mlock2(MLOCK_ONFAULT) past the end of a file succeeds and brings in nothing."""
     with owned(short(kind, 3 * PAGE)) as fd, mapping(kind, PAGES, fd=fd) as region:
-        got = libc.outcome(libc.mlock2, region.addr, region.size, libc.MLOCK_ONFAULT)
+        got = syscalls.outcome(syscalls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
         assert got == "ok", "a fault lock needs no page"
-        assert presence.mapped(region) == NONE, "no page is present"
+        assert residency.mapped_bits(region) == NONE, "no page is present"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo lf")], "all marked"
 
 
@@ -162,35 +169,37 @@ def test_mlockall_ignores_ranges_past_end_of_file():
     """mlockall(MCL_CURRENT) of a mapping wholly past the end of its file returns 0 and marks it,
     where mlock gives ENOMEM."""
     with owned(memory.memfd(0)) as fd, mapping("memfd-shared", PAGES, fd=fd) as region:
-        got = libc.outcome(libc.mlockall, libc.MCL_CURRENT)
+        got = syscalls.outcome(syscalls.mlockall, syscalls.MCL_CURRENT)
         layout = maps.layout(region.addr, region.end, PAGE)
-        libc.munlockall()
+        syscalls.munlockall()
         assert got == "ok", "mlockall hides that there is nothing to bring in"
         assert layout == [(0, PAGES, "lo")], "the mapping is marked"
-        assert presence.mapped(region) == NONE, "no page is present"
-        assert libc.outcome(libc.mlock, region.addr, region.size) == "ENOMEM", "mlock's answer"
+        assert residency.mapped_bits(region) == NONE, "no page is present"
+        assert syscalls.outcome(syscalls.mlock, region.addr, region.size) == "ENOMEM", (
+            "mlock's answer"
+        )
 
 
 @PAST_END
-@each("lf", [0, libc.MLOCK_ONFAULT], ids=["full", "on-fault"])
+@each("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
 def test_truncation_takes_locked_pages(kind, lf):
     """Truncating a file takes its pages out of a locked mapping, private copies too; lock and VmLck
     stay, and pages of the file grown again come in when touched."""
     with owned(short(kind, PAGES * PAGE)) as fd, mapping(kind, PAGES, fd=fd) as region:
-        libc.mlock2(region.addr, region.size, lf)
+        syscalls.mlock2(region.addr, region.size, lf)
         region.touch()
         before = status.vmlck_pages()
-        assert presence.mapped(region) == ALL, "every page is present before"
+        assert residency.mapped_bits(region) == ALL, "every page is present before"
         os.ftruncate(fd, 3 * PAGE)
-        assert presence.mapped(region) == "11100000", "five pages are gone"
+        assert residency.mapped_bits(region) == "11100000", "five pages are gone"
         os.ftruncate(fd, PAGES * PAGE)
-        assert presence.mapped(region) == "11100000", "growing the file brings in none"
+        assert residency.mapped_bits(region) == "11100000", "growing the file brings in none"
         region.sub(5, 1).touch()
-        assert presence.mapped(region) == "11100100", "a touch brings in its page"
+        assert residency.mapped_bits(region) == "11100100", "a touch brings in its page"
         assert status.vmlck_pages() == before, "VmLck is as before"
         lock = "lo lf" if lf else "lo"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, lock)], "locked still"
-        assert region.sub(0, 6).peek() == b"\xa5\xa5\xa5\0\0\xa5", "zeros where it was cut"
+        assert region.sub(0, 6).first_bytes() == b"\xa5\xa5\xa5\0\0\xa5", "zeros where it was cut"
 
 
 @pytest.mark.parametrize("kind", ["memfd-private", "memfd-shared"])
@@ -198,16 +207,16 @@ def test_punched_hole_takes_locked_shared_pages(kind):
     """A hole punched in a file takes its pages out of a locked shared mapping; private copies of
     them stay. Lock and VmLck stay in both."""
     with owned(memory.memfd(PAGES * PAGE)) as fd, mapping(kind, PAGES, fd=fd) as region:
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         region.touch()
         before = status.vmlck_pages()
-        libc.punch(fd, 2 * PAGE, 3 * PAGE)
+        syscalls.punch_hole(fd, 2 * PAGE, 3 * PAGE)
         copies = kind == "memfd-private"
-        assert presence.mapped(region) == (ALL if copies else "11000111"), "after the hole"
+        assert residency.mapped_bits(region) == (ALL if copies else "11000111"), "after the hole"
         assert status.vmlck_pages() == before, "VmLck is as before"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "locked still"
         kept = b"\xa5" * PAGES if copies else b"\xa5\xa5\0\0\0\xa5\xa5\xa5"
-        assert region.peek() == kept, "zeros in the hole of a shared mapping only"
+        assert region.first_bytes() == kept, "zeros in the hole of a shared mapping only"
 
 
 @pytest.mark.source("madvise(2) MADV_REMOVE")
@@ -218,25 +227,27 @@ def test_remove_through_another_mapping_takes_locked_pages():
         region, other = (
             stack.enter_context(mapping("memfd-shared", PAGES, fd=fd)) for _ in range(2)
         )
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         region.touch()
-        got = libc.outcome(libc.madvise, region.at(2), 2 * PAGE, libc.MADV_REMOVE)
-        assert (got, presence.mapped(region)) == ("EINVAL", ALL), "refused through the locked one"
-        libc.madvise(other.at(2), 2 * PAGE, libc.MADV_REMOVE)
-        assert presence.mapped(region) == "11001111", "two locked pages are gone"
+        got = syscalls.outcome(syscalls.madvise, region.at(2), 2 * PAGE, syscalls.MADV_REMOVE)
+        assert (got, residency.mapped_bits(region)) == ("EINVAL", ALL), (
+            "refused through the locked one"
+        )
+        syscalls.madvise(other.at(2), 2 * PAGE, syscalls.MADV_REMOVE)
+        assert residency.mapped_bits(region) == "11001111", "two locked pages are gone"
 
 
-@pytest.mark.parametrize("lf", [0, libc.MLOCK_ONFAULT], ids=["full", "on-fault"])
+@pytest.mark.parametrize("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
 def test_lock_by_another_process_fills_the_page_cache(lf):
     """A child that locks a private file mapping fills the page cache: the parent's mincore shows
     it, while its page tables, its VmLck and its mapping's flags stay as they were."""
     with mapping("memfd-private", PAGES) as region:
         before = status.vmlck_pages()
-        assert presence.seen(region) == presence.agreed(NONE), "nothing is there before"
-        with process.Child() as child:
-            child.call(libc.mlock2, region.addr, region.size, lf)
-            theirs = child.call(presence.mapped, region)
-            seen = presence.seen(region)
+        assert residency.of(region) == residency.all_say(NONE), "nothing is there before"
+        with processes.Child() as child:
+            child.call(syscalls.mlock2, region.addr, region.size, lf)
+            theirs = child.call(residency.mapped_bits, region)
+            seen = residency.of(region)
         filled = NONE if lf else ALL
         assert theirs == filled, "the child's lock brings in its pages, unless fault-locked"
         assert seen == {"pagemap": NONE, "mincore": filled}, "in the page cache, not mapped here"
@@ -250,8 +261,8 @@ def test_read_fault_in_fault_locked_file_maps_its_neighbours_or_not():
     with owned(memory.memfd(PAGES * PAGE)) as fd:
         os.pwrite(fd, b"x" * (4 * PAGE), 0)
         with mapping("memfd-shared", PAGES, fd=fd) as region:
-            libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-            assert libc.read(region.at(2), 1) == b"x", "the file's contents"
-            there = presence.mapped(region)
+            syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+            assert syscalls.load(region.at(2), 1) == b"x", "the file's contents"
+            there = residency.mapped_bits(region)
             assert there[2] == "1", "the page read is present"
             assert there[4:] == "0000", "pages that were in no cache are absent"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """mincore(2)'s own contract: what it calls resident, of whose pages, and to whom it tells."""
 
 import ctypes
@@ -6,11 +7,12 @@ import stat
 
 import pytest
 
-from helpers import libc, memory, privilege, process
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import KINDS, mapping
-from helpers.observe import mincore, presence
+from helpers import memory, processes, syscalls
+from helpers.memory import MAPPING_KINDS, mapping
+from helpers.observe import mincore, residency
+from helpers.processes import credentials
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("mincore"), pytest.mark.source("mincore(2)")]
 
@@ -22,7 +24,7 @@ CANARY = 0xC3
 def vector(addr, length, entries):
     """The bytes mincore writes for ``length`` bytes, in a vector of canaries; and its answer."""
     vec = (ctypes.c_ubyte * entries)(*[CANARY] * entries)
-    got = libc.outcome(libc.mincore, addr, length, vec)
+    got = syscalls.outcome(syscalls.mincore, addr, length, vec)
     return got, list(vec)
 
 
@@ -40,15 +42,15 @@ def test_mincore_tells_touched_pages(kind):
             "ok",
             [1, 0, 0, 0, 1, 0, 0, 1, CANARY],
         ), "pages 0, 4 and 7 are resident"
-        assert presence.mapped(region) == "10001001", "and pagemap says the same"
+        assert residency.mapped_bits(region) == "10001001", "and pagemap says the same"
 
 
 def test_mincore_of_inaccessible_memory_tells_too():
     """mincore of PROT_NONE memory returns 0 and tells which pages are there."""
     with mapping("private", PAGES) as region:
         region.sub(2, 2).touch()
-        libc.mprotect(region.addr, region.size, libc.PROT_NONE)
-        assert presence.seen(region) == presence.agreed("00110000"), "two pages"
+        syscalls.mprotect(region.addr, region.size, syscalls.PROT_NONE)
+        assert residency.of(region) == residency.all_say("00110000"), "two pages"
 
 
 @pytest.mark.needs("lock:8")
@@ -57,10 +59,10 @@ def test_mincore_tells_residency_not_locks():
     """mincore of fault-locked memory calls its untouched pages absent: a lock is not residency."""
     with mapping("private", PAGES) as region:
         region.sub(1, 1).touch()
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-        assert presence.cached(region) == "01000000", "the touched page alone"
-        libc.mlock(region.addr, region.size)
-        assert presence.cached(region) == ALL, "all of it after a full lock"
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+        assert residency.mincore_bits(region) == "01000000", "the touched page alone"
+        syscalls.mlock(region.addr, region.size)
+        assert residency.mincore_bits(region) == ALL, "all of it after a full lock"
 
 
 @pytest.mark.parametrize("kind", ["memfd-private", "memfd-shared"])
@@ -72,26 +74,26 @@ def test_mincore_of_a_file_tells_of_the_page_cache(kind):
         os.pwrite(fd, b"x" * PAGE, 2 * PAGE)
         with mapping("memfd-shared", PAGES, fd=fd) as other:
             other.sub(5, 1).touch()
-        assert presence.seen(region) == {"pagemap": NONE, "mincore": "00100100"}, (
+        assert residency.of(region) == {"pagemap": NONE, "mincore": "00100100"}, (
             "pages 2 and 5 are cached, none is mapped here"
         )
     os.close(fd)
 
 
 @pytest.mark.needs("lock:8")
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_mincore_reports_locked_pages_once_dropped(kind):
     """mincore calls locked pages resident; after munlock and MADV_DONTNEED an anonymous mapping's
     are gone, while a file's stay in the page cache."""
     with mapping(kind, PAGES) as region:
-        libc.mlock(region.addr, region.size)
-        locked = presence.seen(region)
-        libc.munlock(region.addr, region.size)
-        unlocked = presence.seen(region)
-        libc.madvise(region.addr, region.size, libc.MADV_DONTNEED)
+        syscalls.mlock(region.addr, region.size)
+        locked = residency.of(region)
+        syscalls.munlock(region.addr, region.size)
+        unlocked = residency.of(region)
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_DONTNEED)
         dropped = {"pagemap": NONE, "mincore": NONE if kind == "private" else ALL}
-        assert (locked, unlocked) == (presence.agreed(ALL),) * 2, "resident, and after munlock"
-        assert presence.seen(region) == dropped, "after MADV_DONTNEED"
+        assert (locked, unlocked) == (residency.all_say(ALL),) * 2, "resident, and after munlock"
+        assert residency.of(region) == dropped, "after MADV_DONTNEED"
 
 
 @pytest.mark.needs("other-user", "CAP_SETUID", "CAP_SETGID")
@@ -102,17 +104,17 @@ def test_mincore_tells_others_nothing_of_a_file():
     fd = memory.memfd(PAGES * PAGE)
     with mapping("memfd-shared", PAGES, fd=fd) as region:
         os.pwrite(fd, b"x", 0)
-        own = presence.cached(region)
+        own = residency.mincore_bits(region)
         answers = {}
         for mode in (stat.S_IRUSR | stat.S_IROTH, stat.S_IWOTH):
             os.fchmod(fd, mode)
-            with process.Child() as child:
-                child.call(privilege.become)
-                answers[stat.filemode(mode)] = presence.bits(
+            with processes.Child() as child:
+                child.call(credentials.set_user)
+                answers[stat.filemode(mode)] = residency.bits(
                     child.call(mincore.resident, region.addr, PAGES)
                 )
-        with process.Child() as child:
-            child.call(privilege.become)
+        with processes.Child() as child:
+            child.call(credentials.set_user)
             anonymous = child.call(_untouched)
     os.close(fd)
     assert own == "10000000", "the owner sees the one page that is there"
@@ -124,4 +126,4 @@ def test_mincore_tells_others_nothing_of_a_file():
 
 def _untouched():
     with mapping("private", PAGES) as region:
-        return presence.cached(region)
+        return residency.mincore_bits(region)

@@ -1,17 +1,18 @@
+# SPDX-License-Identifier: MIT
 """msync(2) MS_INVALIDATE on locked memory: EBUSY, an oracle of VM_LOCKED that needs no /proc."""
 
 import pytest
 
-from helpers import libc, memory
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import KINDS, mapping
+from helpers import memory, syscalls
+from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:8"), pytest.mark.source("msync(2) ERRORS EBUSY")]
 
 PAGES = 4
-ASYNC, INVALIDATE, SYNC = libc.MS_ASYNC, libc.MS_INVALIDATE, libc.MS_SYNC
+ASYNC, INVALIDATE, SYNC = syscalls.MS_ASYNC, syscalls.MS_INVALIDATE, syscalls.MS_SYNC
 UNLOCKED = {
     0: "ok",
     ASYNC: "ok",
@@ -30,27 +31,30 @@ LOCKED = UNLOCKED | dict.fromkeys((INVALIDATE, INVALIDATE | ASYNC, INVALIDATE | 
 
 def answers(region):
     """msync's answer to each combination of flags."""
-    return {flags: libc.outcome(libc.msync, region.addr, region.size, flags) for flags in UNLOCKED}
+    return {
+        flags: syscalls.outcome(syscalls.msync, region.addr, region.size, flags)
+        for flags in UNLOCKED
+    }
 
 
 def invalidate(addr, size):
     """msync's answer to MS_ASYNC|MS_INVALIDATE."""
-    return libc.outcome(libc.msync, addr, size, ASYNC | INVALIDATE)
+    return syscalls.outcome(syscalls.msync, addr, size, ASYNC | INVALIDATE)
 
 
-LOCKS = (libc.MLOCK_ONFAULT, 0)
+LOCKS = (syscalls.MLOCK_ONFAULT, 0)
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_msync_invalidate_of_locked_memory_is_busy(kind):
     """msync with MS_INVALIDATE, alone or with MS_SYNC or MS_ASYNC, gives EBUSY on locked memory of
     every kind, populated or not; without it, or unlocked, it succeeds; bad flags are EINVAL."""
     with mapping(kind, PAGES) as region:
         seen = [answers(region)]
         for lock in LOCKS:
-            libc.mlock2(region.addr, region.size, lock)
+            syscalls.mlock2(region.addr, region.size, lock)
             seen.append(answers(region))
-            libc.munlock(region.addr, region.size)
+            syscalls.munlock(region.addr, region.size)
             seen.append(answers(region))
         assert seen[0] == UNLOCKED, "never locked"
         assert seen[1] == LOCKED, "fault-locked"
@@ -61,23 +65,23 @@ def test_msync_invalidate_of_locked_memory_is_busy(kind):
 
 def test_msync_of_map_locked_is_busy():
     """msync with MS_INVALIDATE gives EBUSY on a MAP_LOCKED mapping until munlock."""
-    with mapping("memfd-shared", PAGES, flags=libc.MAP_LOCKED) as region:
+    with mapping("memfd-shared", PAGES, flags=syscalls.MAP_LOCKED) as region:
         assert answers(region) == LOCKED, "locked by mmap"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert answers(region) == UNLOCKED, "unlocked"
 
 
 def test_msync_of_locked_memory_without_pages_is_busy():
     """msync with MS_INVALIDATE gives EBUSY on locked memory that cannot have pages: PROT_NONE, and
     past the end of a file."""
-    with mapping("private", PAGES, prot=libc.PROT_NONE) as region:
+    with mapping("private", PAGES, prot=syscalls.PROT_NONE) as region:
         assert invalidate(region.addr, region.size) == "ok", "unlocked PROT_NONE"
-        libc.outcome(libc.mlock, region.addr, region.size)
+        syscalls.outcome(syscalls.mlock, region.addr, region.size)
         assert invalidate(region.addr, region.size) == "EBUSY", "locked PROT_NONE"
     fd = memory.memfd(0)
     with mapping("memfd-shared", PAGES, fd=fd) as region:
         assert invalidate(region.addr, region.size) == "ok", "unlocked past end of file"
-        libc.outcome(libc.mlock, region.addr, region.size)
+        syscalls.outcome(syscalls.mlock, region.addr, region.size)
         assert invalidate(region.addr, region.size) == "EBUSY", "locked past end of file"
 
 
@@ -86,9 +90,9 @@ def test_msync_agrees_with_the_lock_flags_page_by_page():
     """msync with MS_INVALIDATE is busy for exactly the pages whose mapping is lo, with or without
     lf."""
     with mapping("memfd-shared", 8) as region:
-        libc.mlock(region.at(1), 2 * PAGE)
-        libc.mlock2(region.at(4), 3 * PAGE, libc.MLOCK_ONFAULT)
-        libc.munlock(region.at(5), PAGE)
+        syscalls.mlock(region.at(1), 2 * PAGE)
+        syscalls.mlock2(region.at(4), 3 * PAGE, syscalls.MLOCK_ONFAULT)
+        syscalls.munlock(region.at(5), PAGE)
         busy = [invalidate(region.at(n), PAGE) == "EBUSY" for n in range(8)]
         flags = [False] * 8
         for start, end, lock in maps.layout(region.addr, region.end, PAGE):
@@ -101,8 +105,8 @@ def test_order_of_msync_checks():
     """msync finds a locked mapping anywhere in its range, behind a hole too; a bad address comes
     before that, a hole after."""
     with mapping("memfd-shared", 8) as region:
-        libc.mlock(region.at(4), PAGE)
-        memory.hole(region, 2)
+        syscalls.mlock(region.at(4), PAGE)
+        layouts.unmap_pages(region, 2)
         seen = {
             "unaligned": invalidate(region.at(4) + 1, PAGE),
             "length 0": invalidate(region.at(4), 0),
@@ -112,7 +116,7 @@ def test_order_of_msync_checks():
             "behind it": invalidate(region.at(5), PAGE),
             "behind a hole": invalidate(region.addr, region.size),
             "hole, no lock": invalidate(region.addr, 4 * PAGE),
-            "hole, only synced": libc.outcome(libc.msync, region.addr, region.size, SYNC),
+            "hole, only synced": syscalls.outcome(syscalls.msync, region.addr, region.size, SYNC),
             "wrapping": invalidate(region.at(4), -PAGE),
         }
         assert seen == {

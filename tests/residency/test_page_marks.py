@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """PG_mlocked and PG_unevictable, page by page: who sets them, who takes them away."""
 
 import os
@@ -5,11 +6,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from helpers import kernel, libc, lru, memory
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import mapping
-from helpers.observe import pagemap, presence
+from helpers import memory, syscalls
+from helpers.machine import kernel_version
+from helpers.memory import layouts, mapping
+from helpers.observe import lru_batches, page_flags, residency
+from helpers.processes import cpus
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("lock:8", "kpageflags"),
@@ -23,12 +26,12 @@ DISK = pytest.mark.needs("disk-file")  # ramfs marks its own pages unevictable
 
 def marks(region):
     """PG_mlocked, PG_unevictable and PG_lru of each page, this CPU's batches drained first."""
-    lru.drain()
-    pages = pagemap.snapshot(region.addr, region.pages)
+    lru_batches.mlock_drain_local()
+    pages = page_flags.snapshot(region.addr, region.pages)
     return {
-        "mlocked": presence.bits(pages.mlocked),
-        "unevictable": presence.bits(pages.unevictable),
-        "lru": presence.bits(pages.bits(pagemap.LRU)),
+        "mlocked": residency.bits(pages.mlocked),
+        "unevictable": residency.bits(pages.unevictable),
+        "lru": residency.bits(pages.bits(page_flags.LRU)),
     }
 
 
@@ -39,12 +42,12 @@ def marked(pages):
 
 def mlocked(region):
     """PG_mlocked of each page, as it is now."""
-    return presence.bits(pagemap.snapshot(region.addr, region.pages).mlocked)
+    return residency.bits(page_flags.snapshot(region.addr, region.pages).mlocked)
 
 
 def needs_marks_at_fault(kind):
     """Skip where a fault does not mark the shared page that it maps."""
-    if kind.endswith("shared") and kernel.version() < (5, 18, 0):
+    if kind.endswith("shared") and kernel_version.version() < (5, 18, 0):
         pytest.skip(
             "needs a kernel from 5.18 on: before commit cea86fe246b6 a page of a file faulted into "
             "locked memory was marked by reclaim only"
@@ -53,28 +56,28 @@ def needs_marks_at_fault(kind):
 
 def touch_then_mlock(region):
     region.touch()
-    libc.mlock(region.addr, region.size)
+    syscalls.mlock(region.addr, region.size)
 
 
 def onfault_then_touch(region):
-    libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+    syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
     region.touch()
 
 
 def touch_then_onfault(region):
     region.touch()
-    libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+    syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
 
 
 def onfault_then_full(region):
-    libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-    libc.mlock2(region.addr, region.size, 0)
+    syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+    syscalls.mlock2(region.addr, region.size, 0)
 
 
 ROUTES = {
-    "mlock": lambda r: libc.mlock(r.addr, r.size),
+    "mlock": lambda r: syscalls.mlock(r.addr, r.size),
     "touch,mlock": touch_then_mlock,
-    "mlock2": lambda r: libc.mlock2(r.addr, r.size, 0),
+    "mlock2": lambda r: syscalls.mlock2(r.addr, r.size, 0),
     "on-fault,touch": onfault_then_touch,
     "touch,on-fault": touch_then_onfault,
     "on-fault,mlock2": onfault_then_full,
@@ -100,13 +103,13 @@ def test_lock_marks_every_page_until_munlock(kind, route):
     neither, and back on an ordinary list."""
     if route == "on-fault,touch":
         needs_marks_at_fault(kind)
-    lru.pin()
+    cpus.pin_to_one_cpu()
     lock = ROUTES[route]
-    with mapping(kind, PAGES, flags=0 if lock else libc.MAP_LOCKED) as region:
+    with mapping(kind, PAGES, flags=0 if lock else syscalls.MAP_LOCKED) as region:
         if lock:
             lock(region)
         assert marks(region) == marked(ALL), "locked"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert marks(region) == marked(NONE), "unlocked"
 
 
@@ -115,16 +118,16 @@ def test_lock_marks_every_page_until_munlock(kind, route):
 @pytest.mark.parametrize("flag", ["MCL_CURRENT", "MCL_FUTURE"])
 def test_mlockall_marks_every_page_until_munlockall(flag, kind):
     """Every page locked by mlockall is PG_mlocked, and no longer after munlockall."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with ExitStack() as stack:
         if flag == "MCL_CURRENT":
             region = stack.enter_context(mapping(kind, PAGES))
-            libc.mlockall(libc.MCL_CURRENT)
+            syscalls.mlockall(syscalls.MCL_CURRENT)
         else:
-            libc.mlockall(libc.MCL_FUTURE)
+            syscalls.mlockall(syscalls.MCL_FUTURE)
             region = stack.enter_context(mapping(kind, PAGES))
         locked = mlocked(region)
-        libc.munlockall()
+        syscalls.munlockall()
         assert locked == ALL, "locked"
         assert marks(region) == marked(NONE), "unlocked"
 
@@ -134,16 +137,16 @@ def test_mlockall_marks_every_page_until_munlockall(flag, kind):
 def test_lock_of_part_marks_that_part_only(kind, touched):
     """mlock marks the pages of its range, first and last too, present before or not, and no page
     beside them; munlock of one takes the mark from that one."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with mapping(kind, PAGES) as region:
         if touched:
             region.touch()
-        libc.mlock(region.at(2), 4 * PAGE)
+        syscalls.mlock(region.at(2), 4 * PAGE)
         region.touch()
         assert marks(region) == marked("00111100"), "pages 2 to 5"
-        libc.munlock(region.at(4), PAGE)
+        syscalls.munlock(region.at(4), PAGE)
         assert marks(region) == marked("00110100"), "and no longer page 4"
-        libc.munlock(region.at(2), 4 * PAGE)
+        syscalls.munlock(region.at(2), 4 * PAGE)
         assert marks(region) == marked(NONE), "none"
 
 
@@ -153,11 +156,11 @@ def test_fault_lock_marks_present_and_touched_pages(kind):
     """mlock2(MLOCK_ONFAULT) marks the pages that are present, and each further one when it is
     touched."""
     needs_marks_at_fault(kind)
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with mapping(kind, PAGES) as region:
         region.sub(0, 1).touch()
         region.sub(7, 1).touch()
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         assert mlocked(region) == "10000001", "the two that are present"
         region.sub(3, 2).touch()
         assert mlocked(region) == "10011001", "and the two touched now, at once"
@@ -166,15 +169,17 @@ def test_fault_lock_marks_present_and_touched_pages(kind):
 def test_read_fault_marks_every_page_it_maps():
     """A read of a fault-locked file mapping marks every page that comes in with it."""
     needs_marks_at_fault("memfd-shared")
-    lru.pin()
+    cpus.pin_to_one_cpu()
     fd = memory.memfd(PAGES * PAGE)
     os.pwrite(fd, b"x" * (PAGES * PAGE), 0)
     with mapping("memfd-shared", PAGES, fd=fd) as region:
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-        libc.read(region.at(2), 1)
-        pages = pagemap.snapshot(region.addr, PAGES)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+        syscalls.load(region.at(2), 1)
+        pages = page_flags.snapshot(region.addr, PAGES)
         assert pages.present[2] is True, "the page read is present"
-        assert presence.bits(pages.mlocked) == presence.bits(pages.present), "all that are, marked"
+        assert residency.bits(pages.mlocked) == residency.bits(pages.present), (
+            "all that are, marked"
+        )
     os.close(fd)
 
 
@@ -182,7 +187,7 @@ def test_read_fault_marks_every_page_it_maps():
 def test_munlock_of_one_mapping_leaves_the_other_locked(first):
     """A page locked through two mappings keeps its mark until both have unlocked it, in either
     order."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with ExitStack() as stack:
         fd = memory.memfd(PAGES * PAGE)
         stack.callback(os.close, fd)
@@ -190,58 +195,58 @@ def test_munlock_of_one_mapping_leaves_the_other_locked(first):
         for region in two:
             region.touch()
         # A page that still waits to join its list is not counted for its lockers (5.18).
-        lru.drain()
+        lru_batches.mlock_drain_local()
         for region in two:
-            libc.mlock(region.addr, region.size)
+            syscalls.mlock(region.addr, region.size)
         assert marks(two[0]) == marked(ALL), "locked twice"
-        libc.munlock(two[first].addr, two[first].size)
+        syscalls.munlock(two[first].addr, two[first].size)
         assert marks(two[0]) == marked(ALL), "locked by the other mapping"
         other = two[1 - first]
-        libc.munlock(other.addr, other.size)
+        syscalls.munlock(other.addr, other.size)
         assert marks(two[0]) == marked(NONE), "locked by none"
 
 
-@pytest.mark.parametrize("lf", [0, libc.MLOCK_ONFAULT], ids=["full", "on-fault"])
+@pytest.mark.parametrize("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
 def test_munmap_of_locked_memory_unmarks_pages_that_live_on(lf):
     """munmap of locked memory takes the mark from shared pages that live on; those of its other
     pages stay."""
     needs_marks_at_fault("shared")
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with ExitStack() as stack:
         fd = memory.memfd(PAGES * PAGE)
         stack.callback(os.close, fd)
         region = stack.enter_context(mapping("memfd-shared", PAGES, fd=fd))
         other = stack.enter_context(mapping("memfd-shared", PAGES, fd=fd))
         other.touch()
-        lru.drain()
-        libc.mlock2(region.addr, region.size, lf)
+        lru_batches.mlock_drain_local()
+        syscalls.mlock2(region.addr, region.size, lf)
         region.touch()
         assert marks(other) == marked(ALL), "locked through one of two mappings"
-        memory.hole(region, 2, 3)
+        layouts.unmap_pages(region, 2, 3)
         assert marks(other) == marked("11000111"), "three pages unmapped there"
 
 
 @pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared"])
 def test_marks_stay_when_the_mapping_changes(kind):
     """mprotect and mremap of locked memory leave the marks on its pages, and mark what they add."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with mapping(kind, PAGES) as region, mapping("private", PAGES) as elsewhere:
-        memory.hole(region, 5, 3)
-        libc.mlock(region.addr, 5 * PAGE)
-        libc.mprotect(region.addr, 5 * PAGE, libc.PROT_READ)
-        libc.mprotect(region.addr, 5 * PAGE, libc.PROT_RW)
+        layouts.unmap_pages(region, 5, 3)
+        syscalls.mlock(region.addr, 5 * PAGE)
+        syscalls.mprotect(region.addr, 5 * PAGE, syscalls.PROT_READ)
+        syscalls.mprotect(region.addr, 5 * PAGE, syscalls.PROT_RW)
         assert mlocked(region.sub(0, 5)) == "11111", "after mprotect to read-only and back"
-        how = libc.MREMAP_MAYMOVE | libc.MREMAP_FIXED
-        libc.mremap(region.addr, 5 * PAGE, region.size, how, elsewhere.addr)
+        how = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
+        syscalls.mremap(region.addr, 5 * PAGE, region.size, how, elsewhere.addr)
         assert mlocked(elsewhere) == ALL, "moved by mremap and grown"
 
 
 def test_marks_of_pages_that_replace_truncated_ones():
     """Pages of a locked mapping that truncation took are marked when they come in again."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     fd = memory.memfd(PAGES * PAGE)
     with mapping("memfd-private", PAGES, fd=fd) as region:
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         os.ftruncate(fd, 2 * PAGE)
         os.ftruncate(fd, PAGES * PAGE)
         assert mlocked(region) == "11000000", "six pages are gone"
@@ -254,13 +259,13 @@ def test_marks_of_pages_that_replace_truncated_ones():
 def test_marks_of_pages_that_replace_dropped_ones():
     """After MADV_DONTNEED_LOCKED a read maps the zero page, unmarked; a write brings in a marked
     page."""
-    lru.pin()
+    cpus.pin_to_one_cpu()
     with mapping("private", PAGES) as region:
-        libc.mlock(region.addr, region.size)
-        libc.madvise(region.addr, region.size, libc.MADV_DONTNEED_LOCKED)
+        syscalls.mlock(region.addr, region.size)
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_DONTNEED_LOCKED)
         region.read()
-        pages = pagemap.snapshot(region.addr, PAGES)
-        seen = (presence.bits(pages.bits(pagemap.ZERO_PAGE)), presence.bits(pages.mlocked))
+        pages = page_flags.snapshot(region.addr, PAGES)
+        seen = (residency.bits(pages.bits(page_flags.ZERO_PAGE)), residency.bits(pages.mlocked))
         assert seen == (ALL, NONE), "zero pages, not marked"
         region.sub(2, 3).touch()
         assert mlocked(region) == "00111000", "the pages written"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every route that locks memory brings all of it in at once: mlock to mprotect."""
 
 import ctypes
@@ -6,23 +7,23 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from helpers import libc, memory
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import KINDS, Region, mapping
-from helpers.observe import maps, presence, status
+from helpers import memory, syscalls
+from helpers.memory import MAPPING_KINDS, Region, layouts, mapping
+from helpers.observe import maps, residency, status
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:8", "smaps-flags", "mincore")]
 
 PAGES = 8
 NONE, ALL = "0" * PAGES, "1" * PAGES
-WITHOUT_FILES = tuple(k for k in KINDS if not k.startswith("file"))
+WITHOUT_FILES = tuple(k for k in MAPPING_KINDS if not k.startswith("file"))
 
 SYSCALLS = {
-    "mlock": lambda r: libc.mlock(r.addr, r.size),
-    "mlock2": lambda r: libc.mlock2(r.addr, r.size, 0),
+    "mlock": lambda r: syscalls.mlock(r.addr, r.size),
+    "mlock2": lambda r: syscalls.mlock2(r.addr, r.size, 0),
 }
-MMAP_FLAGS = {"MAP_LOCKED": libc.MAP_LOCKED}
+MMAP_FLAGS = {"MAP_LOCKED": syscalls.MAP_LOCKED}
 
 
 @contextmanager
@@ -30,19 +31,19 @@ def locked(route, kind, pages=PAGES, **how):
     """A mapping of ``kind`` locked by ``route``; not touched by this process."""
     with mapping(kind, pages, flags=MMAP_FLAGS.get(route, 0), **how) as region:
         if route in SYSCALLS:
-            assert presence.mapped(region) == "0" * pages, "no page is mapped before the lock"
+            assert residency.mapped_bits(region) == "0" * pages, "no page is mapped before the lock"
             SYSCALLS[route](region)
         yield region
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 @each("route", [*SYSCALLS, *MMAP_FLAGS])
 @pytest.mark.claim("W6")
 @pytest.mark.source("mlock(2) DESCRIPTION", "mmap(2) MAP_LOCKED")
 def test_lock_populates_every_page(route, kind):
     """A lock brings in every page of memory that nobody touched, the first and the last too."""
     with locked(route, kind) as region:
-        assert presence.seen(region) == presence.agreed(ALL), "every page is present at once"
+        assert residency.of(region) == residency.all_say(ALL), "every page is present at once"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], (
             "the mapping is locked, not fault-locked"
         )
@@ -52,19 +53,19 @@ def test_lock_populates_every_page(route, kind):
 @pytest.mark.source("mmap(2) MAP_NONBLOCK")
 def test_map_locked_populates_in_spite_of_map_nonblock(kind):
     """MAP_LOCKED with MAP_NONBLOCK brings in every page all the same."""
-    flags = libc.MAP_LOCKED | libc.MAP_NONBLOCK
+    flags = syscalls.MAP_LOCKED | syscalls.MAP_NONBLOCK
     with mapping(kind, PAGES, flags=flags) as region:
-        assert presence.seen(region) == presence.agreed(ALL), "every page is present"
+        assert residency.of(region) == residency.all_say(ALL), "every page is present"
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_FUTURE")
 def test_mapping_made_under_mcl_future_is_populated(kind):
     """A mapping made under MCL_FUTURE is locked and present when mmap returns."""
-    libc.mlockall(libc.MCL_FUTURE)
+    syscalls.mlockall(syscalls.MCL_FUTURE)
     with mapping(kind, PAGES) as region:
-        assert presence.seen(region) == presence.agreed(ALL), "every page is present at once"
+        assert residency.of(region) == residency.all_say(ALL), "every page is present at once"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "locked"
 
 
@@ -73,7 +74,7 @@ def grow_heap():
 
     By the C library's sbrk: its malloc must know of the growth.
     """
-    start = -(-libc.sbrk((PAGES + 1) * PAGE) // PAGE) * PAGE
+    start = -(-syscalls.sbrk((PAGES + 1) * PAGE) // PAGE) * PAGE
     return Region(start, PAGES * PAGE)
 
 
@@ -83,14 +84,14 @@ def test_mlockall_current_populates_what_is_mapped():
     """mlockall(MCL_CURRENT) brings in every page of every kind of mapping there is, and of the
     heap."""
     with ExitStack() as stack:
-        regions = {kind: stack.enter_context(mapping(kind, PAGES)) for kind in KINDS}
+        regions = {kind: stack.enter_context(mapping(kind, PAGES)) for kind in MAPPING_KINDS}
         regions["heap"] = grow_heap()
-        before = {kind: presence.mapped(r) for kind, r in regions.items()}
-        libc.mlockall(libc.MCL_CURRENT)
-        after = {kind: presence.seen(r) for kind, r in regions.items()}
-        libc.munlockall()
+        before = {kind: residency.mapped_bits(r) for kind, r in regions.items()}
+        syscalls.mlockall(syscalls.MCL_CURRENT)
+        after = {kind: residency.of(r) for kind, r in regions.items()}
+        syscalls.munlockall()
     assert before == dict.fromkeys(regions, NONE), "no page is mapped before the lock"
-    assert after == dict.fromkeys(regions, presence.agreed(ALL)), "every page is present"
+    assert after == dict.fromkeys(regions, residency.all_say(ALL)), "every page is present"
 
 
 @pytest.mark.needs("lock-all")
@@ -98,22 +99,24 @@ def test_mlockall_current_populates_what_is_mapped():
 def test_mlockall_future_leaves_existing_mappings_absent():
     """mlockall(MCL_FUTURE) neither locks nor populates what was mapped before."""
     with mapping("private", PAGES) as region:
-        libc.mlockall(libc.MCL_FUTURE)
+        syscalls.mlockall(syscalls.MCL_FUTURE)
         layout = maps.layout(region.addr, region.end, PAGE)
-        seen = presence.seen(region)
-        libc.munlockall()
-        assert seen == presence.agreed(NONE), "no page is present"
+        seen = residency.of(region)
+        syscalls.munlockall()
+        assert seen == residency.all_say(NONE), "no page is present"
         assert layout == [(0, PAGES, "")], "the mapping is not locked"
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_lock_of_part_populates_that_part_only(kind):
     """mlock of pages 2 to 4 brings in these three and not one beside them."""
     with mapping(kind, PAGES) as region:
-        libc.mlock(region.at(2), 3 * PAGE)
-        assert presence.mapped(region) == "00111000", "pages 2, 3 and 4 are present"
-        libc.mlock(region.at(7), 1)
-        assert presence.mapped(region) == "00111001", "and page 7, of which one byte was named"
+        syscalls.mlock(region.at(2), 3 * PAGE)
+        assert residency.mapped_bits(region) == "00111000", "pages 2, 3 and 4 are present"
+        syscalls.mlock(region.at(7), 1)
+        assert residency.mapped_bits(region) == "00111001", (
+            "and page 7, of which one byte was named"
+        )
 
 
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
@@ -121,8 +124,8 @@ def test_lock_of_part_populates_that_part_only(kind):
 def test_long_lock_populates_from_first_to_last(kind):
     """A lock of 32 pages brings in the first, the last and all between them."""
     with mapping(kind, 32) as region:
-        libc.mlock(region.addr, region.size)
-        assert presence.seen(region) == presence.agreed("1" * 32), "32 pages are present"
+        syscalls.mlock(region.addr, region.size)
+        assert residency.of(region) == residency.all_say("1" * 32), "32 pages are present"
 
 
 @pytest.mark.parametrize("call", SYSCALLS)
@@ -131,10 +134,10 @@ def test_lock_over_several_mappings_populates_each(call):
     """A lock over five mappings of different protection brings in the pages of all five."""
     with mapping("private", 10) as region:
         for first in (2, 6):
-            libc.mprotect(region.at(first), 2 * PAGE, libc.PROT_READ)
+            syscalls.mprotect(region.at(first), 2 * PAGE, syscalls.PROT_READ)
         assert len(maps.vmas(low=region.addr, high=region.end)) == 5, "five mappings"
         SYSCALLS[call](region)
-        assert presence.seen(region) == presence.agreed("1" * 10), "all ten pages are present"
+        assert residency.of(region) == residency.all_say("1" * 10), "all ten pages are present"
 
 
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "memfd-shared"])
@@ -143,10 +146,10 @@ def test_lock_keeps_contents(kind):
     with mapping(kind, PAGES) as region:
         region.sub(0, 1).touch(0x11)
         region.sub(5, 1).touch(0x55)
-        assert presence.mapped(region) == "10000100", "two pages are present before the lock"
-        libc.mlock(region.addr, region.size)
-        assert presence.mapped(region) == ALL, "all pages are present"
-        assert region.peek() == b"\x11\0\0\0\0\x55\0\0", "contents are kept"
+        assert residency.mapped_bits(region) == "10000100", "two pages are present before the lock"
+        syscalls.mlock(region.addr, region.size)
+        assert residency.mapped_bits(region) == ALL, "all pages are present"
+        assert region.first_bytes() == b"\x11\0\0\0\0\x55\0\0", "contents are kept"
 
 
 @pytest.mark.parametrize("call", SYSCALLS)
@@ -157,10 +160,10 @@ def test_lock_again_populates_again(call):
         SYSCALLS[call](region)
         os.ftruncate(fd, 2 * PAGE)
         os.ftruncate(fd, PAGES * PAGE)
-        assert presence.mapped(region) == "11000000", "truncation took six pages away"
+        assert residency.mapped_bits(region) == "11000000", "truncation took six pages away"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "locked still"
         SYSCALLS[call](region)
-        assert presence.seen(region) == presence.agreed(ALL), "the second lock brings them back"
+        assert residency.of(region) == residency.all_say(ALL), "the second lock brings them back"
     os.close(fd)
 
 
@@ -170,13 +173,13 @@ def test_lock_again_populates_dropped_pages():
     """mlock again brings in pages of locked memory that MADV_DONTNEED_LOCKED dropped, and only
     where it is told to."""
     with mapping("private", PAGES) as region:
-        libc.mlock(region.addr, region.size)
-        libc.madvise(region.addr, region.size, libc.MADV_DONTNEED_LOCKED)
-        assert presence.seen(region) == presence.agreed(NONE), "all pages dropped"
-        libc.mlock(region.at(3), 2 * PAGE)
-        assert presence.seen(region) == presence.agreed("00011000"), "two pages locked again"
-        libc.mlock(region.addr, region.size)
-        assert presence.seen(region) == presence.agreed(ALL), "all pages locked again"
+        syscalls.mlock(region.addr, region.size)
+        syscalls.madvise(region.addr, region.size, syscalls.MADV_DONTNEED_LOCKED)
+        assert residency.of(region) == residency.all_say(NONE), "all pages dropped"
+        syscalls.mlock(region.at(3), 2 * PAGE)
+        assert residency.of(region) == residency.all_say("00011000"), "two pages locked again"
+        syscalls.mlock(region.addr, region.size)
+        assert residency.of(region) == residency.all_say(ALL), "all pages locked again"
 
 
 @each("kind", ["private", "memfd-private", "memfd-shared", "file-private"])
@@ -185,12 +188,12 @@ def test_lock_again_populates_dropped_pages():
 def test_full_lock_populates_fault_locked_memory(call, kind):
     """mlock of fault-locked memory brings in all of it; VmLck does not move, lf goes."""
     with mapping(kind, PAGES) as region:
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         region.sub(1, 2).touch()
         before = status.vmlck_pages()
-        assert presence.mapped(region) == "01100000", "only the written pages are present"
+        assert residency.mapped_bits(region) == "01100000", "only the written pages are present"
         SYSCALLS[call](region)
-        assert presence.seen(region) == presence.agreed(ALL), "all pages are present"
+        assert residency.of(region) == residency.all_say(ALL), "all pages are present"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "no longer lf"
         assert status.vmlck_pages() == before, "VmLck is as before"
 
@@ -201,8 +204,8 @@ def test_fault_lock_keeps_populated_memory(kind):
     """mlock2(MLOCK_ONFAULT) of locked memory keeps every page; VmLck does not move, lf comes."""
     with locked("mlock", kind) as region:
         before = status.vmlck_pages()
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
-        assert presence.seen(region) == presence.agreed(ALL), "all pages stay present"
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+        assert residency.of(region) == residency.all_say(ALL), "all pages stay present"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo lf")], "lf now"
         assert status.vmlck_pages() == before, "VmLck is as before"
 
@@ -216,35 +219,37 @@ def test_mremap_populates_what_it_adds(kind, moved, lf):
     fault-locked memory none."""
     fd = memory.memfd(PAGES * PAGE) if kind == "memfd-shared" else None
     with mapping(kind, PAGES, fd=fd) as place, mapping("private", PAGES) as elsewhere:
-        memory.hole(place, 3, PAGES - 3)
+        layouts.unmap_pages(place, 3, PAGES - 3)
         old = place.sub(0, 3)
         old.touch(0x33)
-        libc.mlock2(old.addr, old.size, libc.MLOCK_ONFAULT if lf else 0)
-        how, target = (libc.MREMAP_MAYMOVE | libc.MREMAP_FIXED, elsewhere.addr) if moved else (0, 0)
-        grown = Region(libc.mremap(old.addr, old.size, place.size, how, target), place.size)
+        syscalls.mlock2(old.addr, old.size, syscalls.MLOCK_ONFAULT if lf else 0)
+        how, target = (
+            (syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED, elsewhere.addr) if moved else (0, 0)
+        )
+        grown = Region(syscalls.mremap(old.addr, old.size, place.size, how, target), place.size)
         assert grown.addr == (elsewhere.addr if moved else place.addr), "grown where asked"
-        assert presence.mapped(grown) == ("11100000" if lf else ALL), (
+        assert residency.mapped_bits(grown) == ("11100000" if lf else ALL), (
             "the added pages are present, unless fault-locked"
         )
         assert maps.layout(grown.addr, grown.end, PAGE) == [(0, PAGES, "lo lf" if lf else "lo")], (
             "the whole is locked as the old part was"
         )
-        assert grown.sub(0, 3).peek() == b"\x33" * 3, "contents moved along"
+        assert grown.sub(0, 3).first_bytes() == b"\x33" * 3, "contents moved along"
     if fd is not None:
         os.close(fd)
 
 
-@pytest.mark.parametrize("flag", [0, libc.MCL_ONFAULT], ids=["full", "on-fault"])
+@pytest.mark.parametrize("flag", [0, syscalls.MCL_ONFAULT], ids=["full", "on-fault"])
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_FUTURE, MCL_ONFAULT")
 def test_heap_growth_under_mcl_future_is_populated(flag):
     """brk under MCL_FUTURE brings in the pages it adds; under MCL_ONFAULT too, none."""
-    libc.mlockall(libc.MCL_FUTURE | flag)
+    syscalls.mlockall(syscalls.MCL_FUTURE | flag)
     heap = grow_heap()
-    seen = presence.seen(heap)
+    seen = residency.of(heap)
     layout = maps.layout(heap.addr, heap.end, PAGE)
-    libc.munlockall()
-    assert seen == presence.agreed(NONE if flag else ALL), "added pages, present unless on-fault"
+    syscalls.munlockall()
+    assert seen == residency.all_say(NONE if flag else ALL), "added pages, present unless on-fault"
     assert layout == [(0, PAGES, "lo lf" if flag else "lo")], "the growth is locked"
 
 
@@ -252,15 +257,20 @@ def test_heap_growth_under_mcl_future_is_populated(flag):
 def test_growing_stack_populates_touched_page_only(lf):
     """A locked mapping that grows downwards counts its growth, but only the touched page comes
     in: not those jumped over."""
-    with mapping("private", 16, prot=libc.PROT_NONE) as place:
-        memory.hole(place, 2, 14)
-        how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED | libc.MAP_GROWSDOWN
-        libc.mmap(place.at(14), 2 * PAGE, libc.PROT_RW, how)
-        libc.mlock2(place.at(14), 2 * PAGE, libc.MLOCK_ONFAULT if lf else 0)
+    with mapping("private", 16, prot=syscalls.PROT_NONE) as place:
+        layouts.unmap_pages(place, 2, 14)
+        how = (
+            syscalls.MAP_PRIVATE
+            | syscalls.MAP_ANONYMOUS
+            | syscalls.MAP_FIXED
+            | syscalls.MAP_GROWSDOWN
+        )
+        syscalls.mmap(place.at(14), 2 * PAGE, syscalls.PROT_RW, how)
+        syscalls.mlock2(place.at(14), 2 * PAGE, syscalls.MLOCK_ONFAULT if lf else 0)
         before = status.vmlck_pages()
         stack = place.sub(10, 6)
         ctypes.memset(place.at(10), 0x5A, 1)
-        assert presence.mapped(stack) == ("100000" if lf else "100011"), (
+        assert residency.mapped_bits(stack) == ("100000" if lf else "100011"), (
             "of four added pages the touched one is present"
         )
         assert maps.layout(stack.addr, stack.end, PAGE) == [(0, 6, "lo lf" if lf else "lo")], (
@@ -275,25 +285,25 @@ def test_growing_stack_populates_touched_page_only(lf):
 def test_mprotect_populates_locked_inaccessible_memory(route, kind):
     """Locked PROT_NONE memory is counted but absent; mprotect that makes it writable brings in
     all of it."""
-    flags = libc.MAP_LOCKED if route == "MAP_LOCKED" else 0
+    flags = syscalls.MAP_LOCKED if route == "MAP_LOCKED" else 0
     before = status.vmlck_pages()
-    with mapping(kind, PAGES, prot=libc.PROT_NONE, flags=flags) as region:
+    with mapping(kind, PAGES, prot=syscalls.PROT_NONE, flags=flags) as region:
         if route == "mlock":
-            seen = libc.outcome(libc.mlock, region.addr, region.size)
+            seen = syscalls.outcome(syscalls.mlock, region.addr, region.size)
             assert seen == "ENOMEM", "mlock says that the pages could not be brought in"
         assert status.vmlck_pages() - before == PAGES, "VmLck counts all pages"
-        assert presence.mapped(region) == NONE, "no page is present"
-        libc.mprotect(region.addr, region.size, libc.PROT_RW)
-        assert presence.seen(region) == presence.agreed(ALL), "mprotect brings in every page"
-        assert presence.private(region) == ALL, "as pages of its own"
+        assert residency.mapped_bits(region) == NONE, "no page is present"
+        syscalls.mprotect(region.addr, region.size, syscalls.PROT_RW)
+        assert residency.of(region) == residency.all_say(ALL), "mprotect brings in every page"
+        assert residency.anon_bits(region) == ALL, "as pages of its own"
 
 
-@each("prot", [libc.PROT_WRITE, libc.PROT_READ], ids=["write", "read"])
+@each("prot", [syscalls.PROT_WRITE, syscalls.PROT_READ], ids=["write", "read"])
 @each("kind", ["private", "shared", "file-private", "file-shared"])
 def test_lock_populates_whatever_the_protection(kind, prot):
     """Memory that may only be written, or only be read, is populated by its lock just as well."""
     with locked("mlock", kind, prot=prot) as region:
-        assert presence.seen(region) == presence.agreed(ALL), "every page is present"
+        assert residency.of(region) == residency.all_say(ALL), "every page is present"
 
 
 # x86 makes execute-only memory unreadable with a protection key, where it has those (pkeys(7)),
@@ -302,10 +312,10 @@ def test_lock_populates_whatever_the_protection(kind, prot):
 def test_lock_of_executable_only_memory(kind):
     """mlock of execute-only memory returns 0 with every page present, or, where a protection
     key forbids even the kernel to read it, ENOMEM with none; locked it is in both cases."""
-    with mapping(kind, PAGES, prot=libc.PROT_EXEC) as region:
-        got = libc.outcome(libc.mlock, region.addr, region.size)
+    with mapping(kind, PAGES, prot=syscalls.PROT_EXEC) as region:
+        got = syscalls.outcome(syscalls.mlock, region.addr, region.size)
         key = maps.at(region.addr).number("ProtectionKey")
-        assert (got, presence.mapped(region)) in (
+        assert (got, residency.mapped_bits(region)) in (
             [("ok", ALL), ("ENOMEM", NONE)] if key else [("ok", ALL)]
         ), "locked and populated"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "lo"
@@ -318,10 +328,10 @@ def test_lock_of_sparse_shared_file_allocates_no_blocks():
     allocates nothing on disk."""
     fd = memory.scratch_file(0)
     os.ftruncate(fd, PAGES * PAGE)
-    with mapping("file-shared", PAGES, fd=fd, prot=libc.PROT_WRITE) as region:
+    with mapping("file-shared", PAGES, fd=fd, prot=syscalls.PROT_WRITE) as region:
         assert os.fstat(fd).st_blocks == 0, "the file is all hole"
-        libc.mlock(region.addr, region.size)
-        assert presence.seen(region) == presence.agreed(ALL), "every page is present"
+        syscalls.mlock(region.addr, region.size)
+        assert residency.of(region) == residency.all_say(ALL), "every page is present"
         os.fsync(fd)
         assert os.fstat(fd).st_blocks == 0, "still all hole"
         assert os.pread(fd, PAGES * PAGE + 1, 0) == bytes(PAGES * PAGE), "zeros, length as before"
@@ -331,44 +341,44 @@ def test_lock_of_sparse_shared_file_allocates_no_blocks():
 @pytest.mark.parametrize(
     ("kind", "prot"),
     [
-        ("private", libc.PROT_RW),
-        ("private", libc.PROT_WRITE),
-        ("memfd-private", libc.PROT_RW),
-        ("memfd-shared", libc.PROT_RW),
-        ("file-private", libc.PROT_RW),
+        ("private", syscalls.PROT_RW),
+        ("private", syscalls.PROT_WRITE),
+        ("memfd-private", syscalls.PROT_RW),
+        ("memfd-shared", syscalls.PROT_RW),
+        ("file-private", syscalls.PROT_RW),
     ],
 )
 def test_smaps_shows_locked_memory_resident(kind, prot):
     """smaps shows writable locked memory with Size = Rss = Locked; after munlock Locked is 0 and
     Rss as before."""
-    size = {"Size": PAGES * libc.PAGE_KB}
+    size = {"Size": PAGES * syscalls.PAGE_KB}
     with mapping(kind, PAGES, prot=prot) as region:
         vma = maps.at(region.addr)
         seen = {name: vma.field_kb(name) for name in ("Size", "Rss", "Locked")}
         assert seen == size | {"Rss": 0, "Locked": 0}, "nothing is there before the lock"
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         vma = maps.at(region.addr)
         seen = {name: vma.field_kb(name) for name in ("Size", "Rss", "Locked")}
         assert seen == dict.fromkeys(("Size", "Rss", "Locked"), vma.kb), "all of it is locked"
         own = 0 if kind.endswith("shared") else vma.kb
         assert vma.field_kb("Anonymous") == own, "private memory is anonymous"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         vma = maps.at(region.addr)
         seen = {name: vma.field_kb(name) for name in ("Size", "Rss", "Locked")}
         assert seen == size | {"Rss": vma.kb, "Locked": 0}, "resident and not locked"
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 @pytest.mark.source("mmap(2) MAP_POPULATE, MAP_NONBLOCK")
 def test_map_populate_populates_without_locking(kind):
     """MAP_POPULATE brings in every page and locks none; with MAP_NONBLOCK it brings in nothing."""
     before = status.vmlck_pages()
-    with mapping(kind, PAGES, flags=libc.MAP_POPULATE) as region:
-        assert presence.seen(region) == presence.agreed(ALL), "every page is present"
+    with mapping(kind, PAGES, flags=syscalls.MAP_POPULATE) as region:
+        assert residency.of(region) == residency.all_say(ALL), "every page is present"
         assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "")], "none is locked"
         assert status.vmlck_pages() == before, "VmLck is as before"
-    with mapping(kind, PAGES, flags=libc.MAP_POPULATE | libc.MAP_NONBLOCK) as region:
-        assert presence.mapped(region) == NONE, "MAP_NONBLOCK takes MAP_POPULATE back"
+    with mapping(kind, PAGES, flags=syscalls.MAP_POPULATE | syscalls.MAP_NONBLOCK) as region:
+        assert residency.mapped_bits(region) == NONE, "MAP_NONBLOCK takes MAP_POPULATE back"
 
 
 @pytest.mark.parametrize("kind", WITHOUT_FILES)
@@ -376,6 +386,6 @@ def test_unlocked_memory_is_not_populated(kind):
     """The control of this chapter: a mapping that nobody locks or touches has no page, and a
     touch brings in the page touched."""
     with mapping(kind, PAGES) as region:
-        assert presence.seen(region) == presence.agreed(NONE), "no page is present"
+        assert residency.of(region) == residency.all_say(NONE), "no page is present"
         region.sub(3, 1).touch()
-        assert presence.seen(region) == presence.agreed("00010000"), "the touched page is"
+        assert residency.of(region) == residency.all_say("00010000"), "the touched page is"

@@ -1,12 +1,13 @@
+# SPDX-License-Identifier: MIT
 """One kind of lock turned into another in place: full, on fault, none."""
 
 import pytest
 
-from helpers import libc, process
-from helpers.each import each
-from helpers.libc import MCL_CURRENT, MCL_ONFAULT, PAGE
-from helpers.memory import KINDS, mapping
+from helpers import processes, syscalls
+from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, pagemap, status
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import MCL_CURRENT, MCL_ONFAULT, PAGE
 
 pytestmark = [
     pytest.mark.needs("lock:8", "smaps-flags"),
@@ -18,11 +19,11 @@ MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
 
 def act(region, way):
     if way == "mlock":
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
     elif way == "onfault":
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
     else:
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
 
 
 def layout(region):
@@ -37,7 +38,7 @@ def flags(region):
     return found & {"lo", "lf", "??"}
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
     """mlock of memory locked on fault takes lf from it, leaves VmLck and the number of VMAs as
     they were, and brings every page in."""
@@ -53,7 +54,7 @@ def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
         assert pagemap.present_count(region.addr, 8) == 8, "pages mapped by the full lock"
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_lock_on_fault_of_fully_locked_memory_sets_lf_and_keeps_pages(kind):
     """mlock2(MLOCK_ONFAULT) of locked memory adds lf, leaves VmLck and the number of VMAs as
     they were, and keeps every page mapped."""
@@ -133,9 +134,9 @@ def after_all(steps):
         act(region.sub(6, 3), "onfault")
         for step in steps:
             if step is None:
-                libc.munlockall()
+                syscalls.munlockall()
             else:
-                libc.mlockall(step)
+                syscalls.mlockall(step)
         return layout(region), pagemap.present_count(region.addr, 9)
 
 
@@ -156,7 +157,7 @@ def test_mlockall_and_munlockall_convert_every_lock(steps, marks, present):
     """mlockall(MCL_CURRENT) makes unlocked, locked and on-fault memory fully locked and
     present, with MCL_ONFAULT locked on fault and no more present than before; munlockall
     leaves neither lo nor lf."""
-    shape, pages = process.run(lambda: after_all(steps))
+    shape, pages = processes.run(lambda: after_all(steps))
     # Parts that were populated apart may have an anon_vma each: compare page by page.
     by_page = [mark for first, end, mark in shape for _ in range(first, end)]
     assert by_page == [mark for mark in marks for _ in range(3)], "locks of the three parts"

@@ -1,12 +1,13 @@
+# SPDX-License-Identifier: MIT
 """[heap] and [stack], and every other VMA that a process finds itself with."""
 
 import pytest
 
-from helpers import libc, process
-from helpers.bare import Bare
-from helpers.libc import MCL_FUTURE, MCL_ONFAULT, PAGE
+from helpers import processes, syscalls
 from helpers.memory import Region
 from helpers.observe import maps, status
+from helpers.processes.stub import StubProcess
+from helpers.syscalls import MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
     pytest.mark.needs("lock:8", "smaps-flags"),
@@ -17,11 +18,11 @@ MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
 by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
 
 
-def act(region, way, call=libc.syscall):
+def act(region, way, call=syscalls.syscall):
     if way == "mlock":
         call("mlock", region.addr, region.size)
     elif way == "onfault":
-        call("mlock2", region.addr, region.size, libc.MLOCK_ONFAULT)
+        call("mlock2", region.addr, region.size, syscalls.MLOCK_ONFAULT)
     else:
         call("munlock", region.addr, region.size)
 
@@ -43,7 +44,7 @@ def grow_heap(bare, pages):
 
 
 def lock_parts_of_heap(way):
-    with Bare() as bare:
+    with StubProcess() as bare:
         heap = grow_heap(bare, 8)
         for page in range(8):
             bare.store(heap.at(page))
@@ -79,7 +80,7 @@ def test_heap_splits_and_merges_by_its_locks(way):
 
 
 def grow_behind_lock(way, flags):
-    with Bare() as bare:
+    with StubProcess() as bare:
         heap = grow_heap(bare, 4)
         for page in range(4):
             bare.store(heap.at(page))
@@ -127,7 +128,7 @@ GROWN = 6
 def lock_parts_of_stack(way):
     """Layouts and names of the lowest pages of the stack through locks of some of them."""
     top = stack()
-    libc.fill(top.start - GROWN * PAGE, 1, GROWN * PAGE)
+    syscalls.memset(top.start - GROWN * PAGE, 1, GROWN * PAGE)
     low = Region(stack().start, GROWN * PAGE)
     grown = top.start - low.addr
     found = [(layout(low), stack().start - low.addr)]
@@ -151,7 +152,7 @@ def test_stack_splits_and_merges_by_its_locks(way):
     """Locks of low pages of the stack split its VMA exactly there; the name [stack] stays with
     the part that holds the start of the stack, and when all is unlocked the bounds are what
     they were."""
-    grown, found = process.run(lambda: lock_parts_of_stack(way))
+    grown, found = processes.run(lambda: lock_parts_of_stack(way))
     assert grown == GROWN * PAGE, "the stack grew to the lowest page touched"
     mark = MARK[way]
     assert found == [
@@ -169,10 +170,10 @@ def test_stack_splits_and_merges_by_its_locks(way):
 def grow_locked_stack(first, pages):
     """Layout of six pages when the lower three were touched after a lock among the upper."""
     top = stack()
-    libc.fill(top.start - 3 * PAGE, 1, 3 * PAGE)
+    syscalls.memset(top.start - 3 * PAGE, 1, 3 * PAGE)
     before = stack().start
     act(Region(before + first * PAGE, pages * PAGE), "mlock")
-    libc.fill(before - 3 * PAGE, 1, 3 * PAGE)
+    syscalls.memset(before - 3 * PAGE, 1, 3 * PAGE)
     return layout(Region(before - 3 * PAGE, 6 * PAGE))
 
 
@@ -189,7 +190,7 @@ def grow_locked_stack(first, pages):
 def test_stack_growth_takes_the_lock_of_its_lowest_vma(first, pages, shape):
     """A stack that grows extends its lowest VMA: the growth is locked if that one is, and only
     then, whatever the VMAs above are."""
-    assert process.run(lambda: grow_locked_stack(first, pages)) == shape, "growth and old pages"
+    assert processes.run(lambda: grow_locked_stack(first, pages)) == shape, "growth and old pages"
 
 
 SPECIAL = {"io", "pf", "de", "mm", "ht", "dp", "??"}
@@ -214,10 +215,12 @@ def try_every_vma():
     named = [v.line for v in before if v.name and v.name != "[heap]"]
     wrong = []
     for vma in before:
-        answer = libc.outcome(libc.mlock, vma.start, vma.size)
+        answer = syscalls.outcome(syscalls.mlock, vma.start, vma.size)
         # EBUSY says lo; smaps for each of some 200 VMAs would be slow.
-        marked = libc.outcome(libc.msync, vma.start, PAGE, libc.MS_INVALIDATE) == "EBUSY"
-        undone = libc.outcome(libc.munlock, vma.start, vma.size)
+        marked = (
+            syscalls.outcome(syscalls.msync, vma.start, PAGE, syscalls.MS_INVALIDATE) == "EBUSY"
+        )
+        undone = syscalls.outcome(syscalls.munlock, vma.start, vma.size)
         seen = (answer, marked, undone)
         if seen != expected_of(vma):
             wrong.append((vma.line, sorted(vma.flags), seen, expected_of(vma)))
@@ -232,7 +235,7 @@ def test_lock_and_unlock_of_every_vma_leaves_bounds():
     """mlock and munlock of every VMA of the process in turn succeed and set and clear lo,
     except on special mappings (0, no lo), inaccessible ones (ENOMEM, lo) and the gate (ENOMEM);
     the bounds of [stack] and of every other named VMA are afterwards what they were."""
-    wrong, before, after, left, vmlck = process.run(try_every_vma)
+    wrong, before, after, left, vmlck = processes.run(try_every_vma)
     assert wrong == [], "VMAs whose mlock, lo or munlock is not as expected"
     assert after == before, "named VMAs as before"
     assert left == [], "VMAs left locked"

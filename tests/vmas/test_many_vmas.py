@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One call over many VMAs: every one gets the flag, none is left out, the ends are exact."""
 
 import os
@@ -5,9 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers import libc, memory, process
-from helpers.each import each
-from helpers.libc import (
+from helpers import memory, processes, syscalls
+from helpers.memory import mapping
+from helpers.observe import maps, status
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_PRIVATE,
@@ -19,8 +22,6 @@ from helpers.libc import (
     PROT_READ,
     PROT_RW,
 )
-from helpers.memory import mapping
-from helpers.observe import maps, status
 
 pytestmark = [
     pytest.mark.needs("lock:16", "smaps-flags"),
@@ -33,11 +34,11 @@ by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
 
 def act(region, way):
     if way == "mlock":
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
     elif way == "onfault":
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
     else:
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
 
 
 def pieces(region):
@@ -51,7 +52,8 @@ def busy(region):
     return [
         page
         for page in range(region.pages)
-        if libc.outcome(libc.msync, region.at(page), PAGE, libc.MS_INVALIDATE) == "EBUSY"
+        if syscalls.outcome(syscalls.msync, region.at(page), PAGE, syscalls.MS_INVALIDATE)
+        == "EBUSY"
     ]
 
 
@@ -59,7 +61,7 @@ def alternating(region, count):
     """Make ``count`` VMAs of two pages each, by turns rw and r: their (first, end, perms)."""
     region.touch()
     for i in range(1, count, 2):
-        libc.mprotect(region.at(2 * i), 2 * PAGE, PROT_READ)
+        syscalls.mprotect(region.at(2 * i), 2 * PAGE, PROT_READ)
     return [(2 * i, 2 * i + 2, "r--p" if i % 2 else "rw-p") for i in range(count)]
 
 
@@ -98,7 +100,7 @@ def test_lock_reaches_every_vma_of_its_range(count, way):
             assert status.vmlck_pages() - before == left, f"VmLck less {first} to {end}"
             act(region, "munlock")
             assert pieces(region) == cut(vmas, 0, last, "", ""), "all unlocked: the first VMAs"
-        libc.mprotect(region.addr, region.size, PROT_RW)
+        syscalls.mprotect(region.addr, region.size, PROT_RW)
         assert pieces(region) == [(0, last, "rw-p", "")], "one VMA with equal permissions again"
 
 
@@ -123,7 +125,7 @@ def assorted(none=False):
             (PROT_READ, private, fd, 5, "r--p"),
         )
         for i, (prot, how, used, page, _) in enumerate(rows):
-            libc.mmap(region.at(2 * i), 2 * PAGE, prot, how, used, page * PAGE)
+            syscalls.mmap(region.at(2 * i), 2 * PAGE, prot, how, used, page * PAGE)
         yield (
             region,
             [
@@ -161,11 +163,13 @@ def test_lock_marks_vmas_behind_inaccessible_ones():
     every one behind it; munlock of the range unmarks all and gives 0."""
     with assorted(none=True) as (region, rows):
         before = status.vmlck_pages()
-        assert libc.outcome(libc.mlock, region.addr, region.size) == "ENOMEM", "PROT_NONE inside"
+        assert syscalls.outcome(syscalls.mlock, region.addr, region.size) == "ENOMEM", (
+            "PROT_NONE inside"
+        )
         seen = maps.pieces(region.addr, region.end, PAGE)
         assert seen == marked(rows, "lo"), "all seven locked"
         assert status.vmlck_pages() - before == 14, "VmLck of all"
-        assert libc.outcome(libc.munlock, region.addr, region.size) == "ok", "munlock"
+        assert syscalls.outcome(syscalls.munlock, region.addr, region.size) == "ok", "munlock"
         seen = maps.pieces(region.addr, region.end, PAGE)
         assert seen == marked(rows, ""), "all seven unlocked"
         assert status.vmlck_pages() == before, "VmLck as before"
@@ -174,11 +178,11 @@ def test_lock_marks_vmas_behind_inaccessible_ones():
 def all_at_once(flags):
     """Rows before and after mlockall(flags), after munlockall, and the VMAs still locked."""
     with assorted(none=True) as (region, rows):
-        libc.mlock(region.at(5), PAGE)
-        libc.mlock2(region.at(9), PAGE, libc.MLOCK_ONFAULT)
-        libc.mlockall(flags)
+        syscalls.mlock(region.at(5), PAGE)
+        syscalls.mlock2(region.at(9), PAGE, syscalls.MLOCK_ONFAULT)
+        syscalls.mlockall(flags)
         locked = maps.pieces(region.addr, region.end, PAGE)
-        libc.munlockall()
+        syscalls.munlockall()
         unlocked = maps.pieces(region.addr, region.end, PAGE)
         left = [v.line for v in maps.smaps() if v.lock]
         return rows, locked, unlocked, left, status.vmlck_kb()
@@ -193,7 +197,7 @@ def all_at_once(flags):
 def test_mlockall_and_munlockall_reach_every_vma(flags, mark):
     """mlockall(MCL_CURRENT) marks VMAs of every kind, those locked in part before become whole
     again, and munlockall leaves no VMA of the process marked and VmLck 0."""
-    rows, locked, unlocked, left, vmlck = process.run(lambda: all_at_once(flags))
+    rows, locked, unlocked, left, vmlck = processes.run(lambda: all_at_once(flags))
     assert locked == marked(rows, mark), "all seven locked and whole"
     assert unlocked == marked(rows, ""), "all seven unlocked"
     assert left == [], "VMAs that munlockall left marked"
@@ -211,10 +215,10 @@ def test_range_whose_vmas_merge_under_way_succeeds(way):
             for page, letter in enumerate(pattern):
                 if letter == "x":
                     act(region.sub(page, 1), way)
-            assert libc.outcome(act, region, way) == "ok", f"{way} over {pattern}"
+            assert syscalls.outcome(act, region, way) == "ok", f"{way} over {pattern}"
             assert pieces(region) == [(0, 8, "rw-p", MARK[way])], f"one VMA after {pattern}"
             for page, letter in enumerate(pattern):
                 if letter == "x":
                     act(region.sub(page, 1), "munlock")
-            assert libc.outcome(act, region, "munlock") == "ok", f"munlock over {pattern}"
+            assert syscalls.outcome(act, region, "munlock") == "ok", f"munlock over {pattern}"
             assert pieces(region) == [(0, 8, "rw-p", "")], f"one VMA unlocked after {pattern}"

@@ -1,25 +1,26 @@
+# SPDX-License-Identifier: MIT
 """vm.max_map_count: what a lock may not do when it would have to split a VMA."""
 
 from pathlib import Path
 
 import pytest
 
-from helpers import libc
-from helpers.bare import Bare
-from helpers.libc import MS_INVALIDATE, PAGE, PROT_NONE, PROT_READ
+from helpers import syscalls
 from helpers.memory import Region
 from helpers.observe import maps, status
+from helpers.processes.stub import StubProcess
+from helpers.syscalls import MS_INVALIDATE, PAGE, PROT_NONE, PROT_READ
 
 STEPS = 64
 """VMAs left for the exact last steps to the limit."""
-MAP = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS
+MAP = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS
 
 
 def fenced(bare, pages):
     """A region there that has been written to, with an inaccessible page on either side."""
     base = bare.mmap(pages + 2, PROT_NONE)
     region = Region(base + PAGE, pages * PAGE)
-    bare.mmap(pages, flags=MAP | libc.MAP_FIXED, addr=region.addr)
+    bare.mmap(pages, flags=MAP | syscalls.MAP_FIXED, addr=region.addr)
     for page in range(pages):
         bare.store(region.at(page))
     return region
@@ -37,7 +38,7 @@ class Ballast:
     def __init__(self, bare, most):
         self.bare = bare
         pages = most + 4 * STEPS
-        self.first = bare.mmap(pages, PROT_NONE, MAP | libc.MAP_NORESERVE)
+        self.first = bare.mmap(pages, PROT_NONE, MAP | syscalls.MAP_NORESERVE)
         self.base, self.next, self.end = self.first, self.first + PAGE, self.first + pages * PAGE
 
     def bulk(self, number):
@@ -61,14 +62,14 @@ class Ballast:
     def bring(self, have, number):
         """Add or take VMAs: the process has ``have`` of them and shall have ``number``."""
         for _ in range(abs(number - have)):
-            libc.outcome(self.add if have < number else self.take)
+            syscalls.outcome(self.add if have < number else self.take)
 
 
 def busy(bare, region):
     """One letter a page: L where msync(MS_INVALIDATE) finds a locked VMA (EBUSY), else -."""
 
     def answer(page):
-        return libc.outcome(bare.call, "msync", region.at(page), PAGE, MS_INVALIDATE)
+        return syscalls.outcome(bare.call, "msync", region.at(page), PAGE, MS_INVALIDATE)
 
     return "".join("L" if answer(page) == "EBUSY" else "-" for page in range(region.pages))
 
@@ -122,8 +123,8 @@ def perform(bare, calls, regions):
     seen = []
     for name, which, first, end, _, _ in calls:
         region = regions[which]
-        extra = (libc.MLOCK_ONFAULT,) if name == "mlock2" else ()
-        answer = libc.outcome(bare.call, name, region.at(first), (end - first) * PAGE, *extra)
+        extra = (syscalls.MLOCK_ONFAULT,) if name == "mlock2" else ()
+        answer = syscalls.outcome(bare.call, name, region.at(first), (end - first) * PAGE, *extra)
         seen.append((answer, busy(bare, region), status.vmlck_pages(bare.pid)))
     return seen
 
@@ -138,20 +139,20 @@ def test_split_beyond_map_count_gives_enomem_and_changes_no_lock():
     moves a boundary, succeeds, and with two VMAs freed so does the one in the middle."""
     most = int(Path("/proc/sys/vm/max_map_count").read_text())
     # An interpreter maps and unmaps memory of its own while its VMAs are counted.
-    with Bare() as bare:
+    with StubProcess() as bare:
         one, two = fenced(bare, 8), fenced(bare, 8)
         bare.call("mprotect", two.addr, 4 * PAGE, PROT_READ)
         regions = {"one": one, "two": two}
         ballast = Ballast(bare, most)
         ballast.bulk((most - count(bare) - STEPS // 2) & ~1)
-        while libc.outcome(ballast.add) == "ok" and ballast.next < ballast.end - PAGE:
+        while syscalls.outcome(ballast.add) == "ok" and ballast.next < ballast.end - PAGE:
             pass
         full = count(bare)
         seen = {}
         for below, calls in LEVELS.items():
             ballast.bring(count(bare), most - below)
             seen[below] = perform(bare, calls, regions)
-        middle = libc.outcome(bare.call, "mlock", one.at(2), 4 * PAGE)
+        middle = syscalls.outcome(bare.call, "mlock", one.at(2), 4 * PAGE)
         shape = maps.layout(one.addr, one.end, PAGE, bare.pid)
     assert full == most, "VMAs when a split was first refused"
     for below, calls in LEVELS.items():

@@ -1,12 +1,15 @@
+# SPDX-License-Identifier: MIT
 """Which neighbours become one VMA: those whose locks, permissions and offsets are equal."""
 
 from itertools import permutations
 
 import pytest
 
-from helpers import libc, memory
-from helpers.each import each
-from helpers.libc import (
+from helpers import memory, syscalls
+from helpers.memory import layouts, mapping
+from helpers.observe import maps, status
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_LOCKED,
@@ -15,8 +18,6 @@ from helpers.libc import (
     PAGE,
     PROT_RW,
 )
-from helpers.memory import mapping
-from helpers.observe import maps, status
 
 pytestmark = [
     pytest.mark.needs("lock:8", "smaps-flags"),
@@ -31,11 +32,11 @@ by_kind = pytest.mark.parametrize("kind", ["private", "shared", "memfd-private",
 
 def act(region, way):
     if way == "mlock":
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
     elif way == "onfault":
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
     else:
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
 
 
 def layout(region):
@@ -128,8 +129,8 @@ def test_file_neighbours_with_a_gap_in_offset_stay_apart():
     fd = memory.memfd(16 * PAGE)
     how = MAP_SHARED | MAP_FIXED
     with mapping("memfd-shared", 8, fd=fd) as region:
-        libc.mmap(region.at(3), 3 * PAGE, PROT_RW, how, fd, 10 * PAGE)
-        libc.mmap(region.at(6), 2 * PAGE, PROT_RW, how | MAP_LOCKED, fd, 13 * PAGE)
+        syscalls.mmap(region.at(3), 3 * PAGE, PROT_RW, how, fd, 10 * PAGE)
+        syscalls.mmap(region.at(6), 2 * PAGE, PROT_RW, how | MAP_LOCKED, fd, 13 * PAGE)
         want = [(0, 3, "rw-s", 0, ""), (3, 6, "rw-s", 10, ""), (6, 8, "rw-s", 13, "lo")]
         assert maps.pieces(region.addr, region.end, PAGE) == want, "three VMAs to begin with"
         act(region, "mlock")
@@ -146,11 +147,11 @@ def test_lock_merges_only_pages_of_one_anon_vma():
     with mapping("private", 8) as region:
         act(region.sub(0, 4), "onfault")
         # The other way round, only since 6.16 (list_is_singular() of an empty chain is false).
-        libc.fill(region.at(4), 1, PAGE)
+        syscalls.memset(region.at(4), 1, PAGE)
         act(region.sub(0, 4), "munlock")
         assert layout(region) == [(0, 8, "")], "the neighbour had pages: one VMA"
-        libc.munmap(region.addr, region.size)
-        libc.mmap(region.addr, region.size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED)
+        syscalls.munmap(region.addr, region.size)
+        syscalls.mmap(region.addr, region.size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED)
         act(region.sub(0, 4), "onfault")
         region.touch()
         act(region.sub(0, 4), "munlock")
@@ -166,20 +167,20 @@ def test_new_mapping_in_a_hole_of_equal_lock_merges(way):
         region.touch()
         act(region, way)
         before = status.vmlck_pages()
-        memory.hole(region, 3, 2)
+        layouts.unmap_pages(region, 3, 2)
         mark = MARK[way]
         assert layout(region) == [(0, 3, mark), (5, 8, mark)], "the hole"
-        libc.mmap(region.at(3), 2 * PAGE, PROT_RW, how | MAP_LOCKED)
+        syscalls.mmap(region.at(3), 2 * PAGE, PROT_RW, how | MAP_LOCKED)
         filled = [(0, 8, "lo")] if way == "mlock" else [(0, 3, mark), (3, 5, "lo"), (5, 8, mark)]
         assert layout(region) == filled, "the hole filled by MAP_LOCKED"
         assert number(region) == len(filled), "lines of maps"
         assert status.vmlck_pages() == before, "VmLck as before the hole"
         # Mapped anew: what was populated apart has an anon_vma of its own and would not merge.
-        libc.mmap(region.addr, region.size, PROT_RW, how)
+        syscalls.mmap(region.addr, region.size, PROT_RW, how)
         region.touch()
         assert layout(region) == [(0, 8, "")], "one unlocked VMA"
-        memory.hole(region, 3, 2)
-        libc.mmap(region.at(3), 2 * PAGE, PROT_RW, how | MAP_LOCKED)
+        layouts.unmap_pages(region, 3, 2)
+        syscalls.mmap(region.at(3), 2 * PAGE, PROT_RW, how | MAP_LOCKED)
         assert layout(region) == [(0, 3, ""), (3, 5, "lo"), (5, 8, "")], "unlocked sides"
 
 
@@ -195,9 +196,9 @@ def test_new_locked_mapping_extends_an_equal_neighbour(kind):
 
         def place(page, pages, flags):
             offset = page * PAGE if region.fd >= 0 else 0
-            libc.mmap(region.at(page), pages * PAGE, PROT_RW, how | flags, region.fd, offset)
+            syscalls.mmap(region.at(page), pages * PAGE, PROT_RW, how | flags, region.fd, offset)
 
-        libc.munmap(region.addr, region.size)
+        syscalls.munmap(region.addr, region.size)
         place(3, 2, MAP_LOCKED)
         place(5, 1, MAP_LOCKED)
         assert layout(region) == [(3, 6, "lo")], "extended behind"
@@ -219,10 +220,10 @@ def test_plain_mapping_over_locked_memory_is_unlocked():
     how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
     with mapping("private", 8) as region:
         for way in ("mlock", "onfault"):
-            libc.mmap(region.addr, region.size, PROT_RW, how)
+            syscalls.mmap(region.addr, region.size, PROT_RW, how)
             before = status.vmlck_pages()
             act(region, way)
-            libc.mmap(region.at(3), 2 * PAGE, PROT_RW, how)
+            syscalls.mmap(region.at(3), 2 * PAGE, PROT_RW, how)
             want = [(0, 3, MARK[way]), (3, 5, ""), (5, 8, MARK[way])]
             assert layout(region) == want, f"the new mapping after {way}"
             assert status.vmlck_pages() - before == 6, f"VmLck without it after {way}"
@@ -234,7 +235,7 @@ def test_unmapping_the_middle_leaves_two_locked_vmas(way):
     with mapping("memfd-shared", 8) as region:
         act(region, way)
         before = status.vmlck_pages()
-        memory.hole(region, 2, 3)
+        layouts.unmap_pages(region, 2, 3)
         want = [(0, 2, "rw-s", 0, MARK[way]), (5, 8, "rw-s", 5, MARK[way])]
         assert maps.pieces(region.addr, region.end, PAGE) == want, "both sides"
         assert before - status.vmlck_pages() == 3, "VmLck less three pages"

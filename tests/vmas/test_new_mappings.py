@@ -1,10 +1,13 @@
+# SPDX-License-Identifier: MIT
 """The marks of mappings that are born locked: MAP_LOCKED and MCL_FUTURE."""
 
 import pytest
 
-from helpers import libc, memory, process
-from helpers.each import each
-from helpers.libc import (
+from helpers import processes, syscalls
+from helpers.memory import MAPPING_KINDS, layouts, mapping
+from helpers.observe import maps
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_LOCKED,
@@ -17,8 +20,6 @@ from helpers.libc import (
     PROT_READ,
     PROT_RW,
 )
-from helpers.memory import KINDS, mapping
-from helpers.observe import maps
 
 pytestmark = [
     pytest.mark.needs("lock:8", "smaps-flags"),
@@ -37,7 +38,7 @@ def layout(region):
     return maps.layout(region.addr, region.end, PAGE)
 
 
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_map_locked_marks_the_mapping(kind):
     """A mapping made with MAP_LOCKED, writable, read-only or inaccessible, is one VMA with lo
     and without lf; the same without MAP_LOCKED has neither."""
@@ -55,13 +56,13 @@ def under_future(flags, how=0):
     was there before it, and of a new one after munlockall."""
     found = {}
     with mapping("private", 4) as old:
-        libc.mlockall(flags)
-        for kind in KINDS:
+        syscalls.mlockall(flags)
+        for kind in MAPPING_KINDS:
             for name, prot in PROTS.items():
                 with mapping(kind, 4, prot=prot, flags=how) as region:
                     found[kind, name] = layout(region)
         before = layout(old)
-        libc.munlockall()
+        syscalls.munlockall()
         with mapping("private", 4) as late:
             return found, before, layout(late)
 
@@ -74,10 +75,10 @@ def test_future_marks_new_mappings_of_every_kind(flags, mark, how):
     """Under MCL_FUTURE a new mapping of any kind and permissions is one VMA with lo, under
     MCL_FUTURE|MCL_ONFAULT with lo and lf, MAP_LOCKED or not; older mappings and those made
     after munlockall have no mark."""
-    found, before, late = process.run(lambda: under_future(flags, how))
+    found, before, late = processes.run(lambda: under_future(flags, how))
     wrong = {what: shape for what, shape in found.items() if shape != [(0, 4, mark)]}
     assert wrong == {}, f"mappings that are not one VMA with {mark}"
-    assert len(found) == len(KINDS) * len(PROTS), "every kind was tried"
+    assert len(found) == len(MAPPING_KINDS) * len(PROTS), "every kind was tried"
     assert before == [(0, 4, "")], "a mapping from before MCL_FUTURE"
     assert late == [(0, 4, "")], "a mapping made after munlockall"
 
@@ -85,10 +86,10 @@ def test_future_marks_new_mappings_of_every_kind(flags, mark, how):
 def fill_hole_under_future(flags):
     with mapping("private", 8) as region:
         region.touch()
-        libc.mlock2(region.addr, region.size, 1 if flags & MCL_ONFAULT else 0)
-        memory.hole(region, 3, 2)
-        libc.mlockall(flags)
-        libc.mmap(region.at(3), 2 * PAGE, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED)
+        syscalls.mlock2(region.addr, region.size, 1 if flags & MCL_ONFAULT else 0)
+        layouts.unmap_pages(region, 3, 2)
+        syscalls.mlockall(flags)
+        syscalls.mmap(region.at(3), 2 * PAGE, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED)
         return layout(region)
 
 
@@ -97,19 +98,19 @@ def fill_hole_under_future(flags):
 def test_future_mapping_merges_with_equal_neighbours(flags, mark):
     """A mapping made under MCL_FUTURE between two VMAs with the lock it gets becomes one VMA
     with both."""
-    shape = process.run(lambda: fill_hole_under_future(flags))
+    shape = processes.run(lambda: fill_hole_under_future(flags))
     assert shape == [(0, 8, mark)], "one VMA"
 
 
 def split_under_future(flags):
     """Layouts of a new mapping: whole, its middle unlocked, all unlocked."""
-    libc.mlockall(flags)
+    syscalls.mlockall(flags)
     with mapping("private", 3) as region:
         region.touch()
         shapes = [layout(region)]
-        libc.munlock(region.at(1), PAGE)
+        syscalls.munlock(region.at(1), PAGE)
         shapes.append(layout(region))
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         shapes.append(layout(region))
         return shapes
 
@@ -127,7 +128,7 @@ def split_under_future(flags):
 def test_unlocking_middle_of_future_mapping_splits_and_rest_merges(flags, mark):
     """munlock of the middle page of a mapping locked by MCL_FUTURE leaves three VMAs, of which
     the outer ones keep their marks, and munlock of all one VMA, while MCL_FUTURE lasts."""
-    shapes = process.run(lambda: split_under_future(flags))
+    shapes = processes.run(lambda: split_under_future(flags))
     assert shapes == [
         [(0, 3, mark)],
         [(0, 1, mark), (1, 2, ""), (2, 3, mark)],

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Locking or unlocking part of a VMA splits it; undoing that merges the pieces again."""
 
 import os
@@ -7,11 +8,11 @@ from itertools import groupby
 
 import pytest
 
-from helpers import libc, memory
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import KINDS, mapping
+from helpers import memory, syscalls
+from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps, status
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("lock:8", "smaps-flags"),
@@ -25,18 +26,18 @@ FIRST = 3
 MARK = {"mlock": "lo", "mlock2": "lo", "onfault": "lo lf", "munlock": ""}
 PLACES = {"head": (0, 3), "tail": (5, 8), "middle": (2, 6), "one page": (4, 5)}
 
-by_kind = pytest.mark.parametrize("kind", KINDS)
+by_kind = pytest.mark.parametrize("kind", MAPPING_KINDS)
 by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
 
 
 def act(region, way):
     """mlock, mlock2(0), mlock2(MLOCK_ONFAULT) or munlock of the region."""
     if way == "mlock":
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
     elif way == "munlock":
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
     else:
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT if way == "onfault" else 0)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT if way == "onfault" else 0)
 
 
 @contextmanager
@@ -142,7 +143,7 @@ def test_file_pages_stay_in_place_when_locks_split(kind):
     with mapping(kind, PAGES, fd=fd if fd >= 0 else None, offset=FIRST * PAGE * (fd >= 0)) as r:
         if fd < 0:
             for page in range(PAGES):
-                libc.fill(r.at(page), FIRST + page, PAGE)
+                syscalls.memset(r.at(page), FIRST + page, PAGE)
         # On fault, so that populating cannot fill pages before they have been split off.
         for first, end in ((2, 6), (3, 4), (0, 1), (7, 8)):
             act(r.sub(first, end - first), "onfault")
@@ -151,11 +152,11 @@ def test_file_pages_stay_in_place_when_locks_split(kind):
         want += [(6, 7, ""), (7, 8, "lo lf")]
         assert maps.layout(r.addr, r.end, PAGE) == want, "seven pieces"
         numbers = bytes(range(FIRST, FIRST + PAGES))
-        assert r.peek() == numbers, "each page holds its own number"
+        assert r.first_bytes() == numbers, "each page holds its own number"
         act(r, "mlock")
-        assert r.peek() == numbers, "each page holds its own number when all is locked"
+        assert r.first_bytes() == numbers, "each page holds its own number when all is locked"
         act(r, "munlock")
-        assert r.peek() == numbers, "each page holds its own number when all is unlocked"
+        assert r.first_bytes() == numbers, "each page holds its own number when all is unlocked"
 
 
 @by_way
@@ -210,8 +211,10 @@ def test_split_that_ends_in_a_hole_stays_at_the_hole():
     """A lock or unlock of part of a VMA that runs on into a hole fails with ENOMEM, and has
     split that VMA at its start only: the page before it and the VMA behind the hole stay."""
     with backed("private") as region:
-        memory.hole(region, 4)
-        assert libc.outcome(libc.mlock, region.at(1), 5 * PAGE) == "ENOMEM", "hole in the range"
+        layouts.unmap_pages(region, 4)
+        assert syscalls.outcome(syscalls.mlock, region.at(1), 5 * PAGE) == "ENOMEM", (
+            "hole in the range"
+        )
         assert maps.layout(region.addr, region.end, PAGE) == [
             (0, 1, ""),
             (1, 4, "lo"),
@@ -219,7 +222,9 @@ def test_split_that_ends_in_a_hole_stays_at_the_hole():
         ], "locked up to the hole"
         act(region.sub(0, 4), "mlock")
         act(region.sub(5, 3), "mlock")
-        assert libc.outcome(libc.munlock, region.at(2), 5 * PAGE) == "ENOMEM", "hole in the range"
+        assert syscalls.outcome(syscalls.munlock, region.at(2), 5 * PAGE) == "ENOMEM", (
+            "hole in the range"
+        )
         assert maps.layout(region.addr, region.end, PAGE) == [
             (0, 2, "lo"),
             (2, 4, ""),

@@ -1,10 +1,13 @@
+# SPDX-License-Identifier: MIT
 """What becomes of lo and lf when the VMA is changed by other calls."""
 
 import pytest
 
-from helpers import libc, memory
-from helpers.each import each
-from helpers.libc import (
+from helpers import memory, syscalls
+from helpers.memory import MAPPING_KINDS, layouts, mapping
+from helpers.observe import maps, pagemap, status
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -13,8 +16,6 @@ from helpers.libc import (
     PROT_READ,
     PROT_RW,
 )
-from helpers.memory import KINDS, mapping
-from helpers.observe import maps, pagemap, status
 
 pytestmark = [
     pytest.mark.needs("lock:12", "smaps-flags"),
@@ -24,16 +25,16 @@ pytestmark = [
 MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
 PLACES = ((2, 5), (0, 3), (5, 8), (0, 8))
 by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
-by_kind = pytest.mark.parametrize("kind", KINDS)
+by_kind = pytest.mark.parametrize("kind", MAPPING_KINDS)
 
 
 def act(region, way):
     if way == "mlock":
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
     elif way == "onfault":
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
     else:
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
 
 
 def layout(region):
@@ -68,12 +69,12 @@ def test_mprotect_of_part_keeps_lock_on_every_piece(kind, way, prot, rwx):
         act(region, way)
         before = status.vmlck_pages()
         for first, end in PLACES:
-            libc.mprotect(region.at(first), (end - first) * PAGE, prot)
+            syscalls.mprotect(region.at(first), (end - first) * PAGE, prot)
             runs = [(0, first, "rw-"), (first, end, rwx), (end, 8, "rw-")]
             runs = [run for run in runs if run[0] < run[1]]
             assert seen(region) == split(kind, runs, MARK[way]), f"pages {first} to {end}"
             assert status.vmlck_pages() == before, f"VmLck with pages {first} to {end} changed"
-            libc.mprotect(region.at(first), (end - first) * PAGE, PROT_RW)
+            syscalls.mprotect(region.at(first), (end - first) * PAGE, PROT_RW)
             whole = split(kind, [(0, 8, "rw-")], MARK[way])
             assert seen(region) == whole, f"pages {first} to {end} restored"
             assert status.vmlck_pages() == before, f"VmLck with pages {first} to {end} restored"
@@ -89,7 +90,7 @@ def test_mprotect_across_locks_keeps_each_as_it_is():
         act(region.sub(0, 3), "mlock")
         act(region.sub(3, 3), "onfault")
         before = status.vmlck_pages()
-        libc.mprotect(region.at(1), 7 * PAGE, PROT_READ)
+        syscalls.mprotect(region.at(1), 7 * PAGE, PROT_READ)
         assert seen(region) == [
             (0, 1, "rw-p", 0, "lo"),
             (1, 3, "r--p", 0, "lo"),
@@ -97,7 +98,7 @@ def test_mprotect_across_locks_keeps_each_as_it_is():
             (6, 8, "r--p", 0, ""),
             (8, 9, "rw-p", 0, ""),
         ], "read-only across three locks"
-        libc.mprotect(region.addr, region.size, PROT_RW)
+        syscalls.mprotect(region.addr, region.size, PROT_RW)
         assert layout(region) == [(0, 3, "lo"), (3, 6, "lo lf"), (6, 9, "")], "restored"
         assert status.vmlck_pages() == before, "VmLck as before"
 
@@ -105,10 +106,10 @@ def test_mprotect_across_locks_keeps_each_as_it_is():
 @each(
     ("advice", "undo"),
     [
-        (libc.MADV_DONTFORK, libc.MADV_DOFORK),
-        (libc.MADV_DONTDUMP, libc.MADV_DODUMP),
-        (libc.MADV_WIPEONFORK, libc.MADV_KEEPONFORK),
-        (libc.MADV_RANDOM, libc.MADV_NORMAL),
+        (syscalls.MADV_DONTFORK, syscalls.MADV_DOFORK),
+        (syscalls.MADV_DONTDUMP, syscalls.MADV_DODUMP),
+        (syscalls.MADV_WIPEONFORK, syscalls.MADV_KEEPONFORK),
+        (syscalls.MADV_RANDOM, syscalls.MADV_NORMAL),
     ],
     ids=["dontfork", "dontdump", "wipeonfork", "random"],
 )
@@ -121,13 +122,13 @@ def test_madvise_that_splits_keeps_the_lock(way, advice, undo):
         act(region, way)
         before = status.vmlck_pages()
         mark = MARK[way]
-        libc.madvise(region.at(2), 3 * PAGE, advice)
+        syscalls.madvise(region.at(2), 3 * PAGE, advice)
         assert layout(region) == [(0, 2, mark), (2, 5, mark), (5, 8, mark)], "three pieces"
         act(region.sub(1, 6), "munlock")
         want = [(0, 1, mark), (1, 2, ""), (2, 5, ""), (5, 7, ""), (7, 8, mark)]
         assert layout(region) == want, "unlocked across the advised part"
         act(region, way)
-        libc.madvise(region.at(2), 3 * PAGE, undo)
+        syscalls.madvise(region.at(2), 3 * PAGE, undo)
         assert layout(region) == [(0, 8, mark)], "one VMA with the advice undone"
         assert status.vmlck_pages() == before, "VmLck as before"
 
@@ -142,13 +143,13 @@ def test_mremap_takes_the_lock_along(kind, way):
         source.touch(0x77)
         act(source, way)
         before = status.vmlck_pages()
-        memory.hole(region, 8, 12)
-        libc.mremap(source.addr, source.size, source.size, MREMAP_MAYMOVE | MREMAP_FIXED,
+        layouts.unmap_pages(region, 8, 12)
+        syscalls.mremap(source.addr, source.size, source.size, MREMAP_MAYMOVE | MREMAP_FIXED,
                     region.at(11))  # fmt: skip
         perms = "rw-s" if kind.endswith("shared") else "rw-p"
         assert seen(region) == [(11, 19, perms, 0, MARK[way])], "moved with its lock"
         assert status.vmlck_pages() == before, "VmLck as before the move"
-        assert region.sub(11, 8).peek() == b"\x77" * 8, "contents moved along"
+        assert region.sub(11, 8).first_bytes() == b"\x77" * 8, "contents moved along"
         act(region.sub(11, 8), "munlock")
         assert layout(region) == [(11, 19, "")], "unlocked at the new place"
         assert before - status.vmlck_pages() == 8, "VmLck less the pages"
@@ -161,11 +162,11 @@ def test_mremap_of_part_keeps_the_lock_on_both(kind, way):
     part with its lock and offset; moved back, it is one VMA again."""
     with mapping(kind, 16) as region:
         region.touch()
-        memory.hole(region, 8, 8)
+        layouts.unmap_pages(region, 8, 8)
         act(region.sub(0, 8), way)
         before = status.vmlck_pages()
         how = MREMAP_MAYMOVE | MREMAP_FIXED
-        libc.mremap(region.at(2), 3 * PAGE, 3 * PAGE, how, region.at(10))
+        syscalls.mremap(region.at(2), 3 * PAGE, 3 * PAGE, how, region.at(10))
         mark = MARK[way]
         found = maps.smaps(low=region.addr, high=region.end)
         where = [((v.start - region.addr) // PAGE, v.size // PAGE, v.lock) for v in found]
@@ -173,7 +174,7 @@ def test_mremap_of_part_keeps_the_lock_on_both(kind, way):
         if kind != "private":
             assert [v.offset // PAGE for v in found] == [0, 5, 2], "their file offsets"
         assert status.vmlck_pages() == before, "VmLck as before the move"
-        libc.mremap(region.at(10), 3 * PAGE, 3 * PAGE, how, region.at(2))
+        syscalls.mremap(region.at(10), 3 * PAGE, 3 * PAGE, how, region.at(2))
         assert layout(region) == [(0, 8, mark)], "one VMA after the move back"
         assert status.vmlck_pages() == before, "VmLck as before both moves"
 
@@ -187,21 +188,21 @@ def test_mremap_grows_and_shrinks_with_the_lock(kind, way):
     fd = memory.memfd(24 * PAGE) if kind == "memfd-shared" else None
     with mapping(kind, 24, fd=fd) as region:
         region.sub(0, 8).touch()
-        memory.hole(region, 8, 16)
+        layouts.unmap_pages(region, 8, 16)
         before = status.vmlck_pages()
         act(region.sub(0, 8), way)
         mark = MARK[way]
         new = 0 if way == "onfault" else 2
-        assert libc.mremap(region.addr, 8 * PAGE, 10 * PAGE) == region.addr, "grown in place"
+        assert syscalls.mremap(region.addr, 8 * PAGE, 10 * PAGE) == region.addr, "grown in place"
         assert layout(region) == [(0, 10, mark)], "the growth is locked"
         assert status.vmlck_pages() - before == 10, "VmLck with the growth"
         assert pagemap.present_count(region.at(8), 2) == new, "new pages present"
         how = MREMAP_MAYMOVE | MREMAP_FIXED
-        libc.mremap(region.addr, 10 * PAGE, 12 * PAGE, how, region.at(12))
+        syscalls.mremap(region.addr, 10 * PAGE, 12 * PAGE, how, region.at(12))
         assert layout(region) == [(12, 24, mark)], "moved and grown"
         assert status.vmlck_pages() - before == 12, "VmLck with the second growth"
         assert pagemap.present_count(region.at(22), 2) == new, "new pages present after the move"
-        libc.mremap(region.at(12), 12 * PAGE, 5 * PAGE)
+        syscalls.mremap(region.at(12), 12 * PAGE, 5 * PAGE)
         assert layout(region) == [(12, 17, mark)], "shrunk"
         assert status.vmlck_pages() - before == 5, "VmLck of what is left"
 
@@ -216,7 +217,9 @@ def test_mremap_over_a_mapping_brings_the_sources_lock(source, target):
         before = status.vmlck_pages()
         act(region.sub(0, 2), source)
         act(region.sub(4, 6), target)
-        libc.mremap(region.addr, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, region.at(6))
+        syscalls.mremap(
+            region.addr, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, region.at(6)
+        )
         old, new = MARK[target], MARK[source]
         want = [None, None, "", "", old, old, new, new, old, old]
         assert locks(region) == want, "lock of every page"
@@ -232,7 +235,7 @@ def test_dontunmap_moves_the_mark(way):
         region.touch()
         act(region.sub(0, 4), way)
         how = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
-        libc.mremap(region.addr, 4 * PAGE, 4 * PAGE, how, region.at(8))
+        syscalls.mremap(region.addr, 4 * PAGE, 4 * PAGE, how, region.at(8))
         assert locks(region) == [""] * 8 + [MARK[way]] * 4 + [""] * 4, "lock of every page"
 
 
@@ -246,7 +249,7 @@ def test_dontunmap_of_part_leaves_the_rest_marked(way):
         mark = MARK[way]
         act(region.sub(0, 6), way)
         how = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
-        libc.mremap(region.at(2), 2 * PAGE, 2 * PAGE, how, region.at(8))
+        syscalls.mremap(region.at(2), 2 * PAGE, 2 * PAGE, how, region.at(8))
         want = [mark, mark, "", "", mark, mark, "", "", mark, mark, "", "", "", "", "", ""]
         assert locks(region) == want, "lock of every page"
 
@@ -258,7 +261,7 @@ def test_remap_file_pages_keeps_the_lock():
     with mapping("memfd-shared", 6) as region:
         act(region, "mlock")
         before = status.vmlck_pages()
-        libc.syscall("remap_file_pages", region.at(1), PAGE, 0, 4, 0)
+        syscalls.syscall("remap_file_pages", region.at(1), PAGE, 0, 4, 0)
         assert seen(region) == [
             (0, 1, "rw-s", 0, "lo"),
             (1, 2, "rw-s", 4, "lo"),
@@ -274,9 +277,9 @@ def test_guard_pages_take_the_mark_like_others():
     with mapping("private", 8) as region:
         region.touch()
         before = status.vmlck_pages()
-        libc.madvise(region.at(3), 2 * PAGE, libc.MADV_GUARD_INSTALL)
+        syscalls.madvise(region.at(3), 2 * PAGE, syscalls.MADV_GUARD_INSTALL)
         for way, answer in (("mlock", "ENOMEM"), ("munlock", "ok"), ("onfault", "ok")):
-            assert libc.outcome(act, region, way) == answer, f"{way} over guard pages"
+            assert syscalls.outcome(act, region, way) == answer, f"{way} over guard pages"
             assert layout(region) == [(0, 8, MARK[way])], f"one VMA after {way}"
             counted = 8 if MARK[way] else 0
             assert status.vmlck_pages() - before == counted, f"VmLck after {way}"
@@ -287,11 +290,11 @@ def test_sealed_memory_can_be_locked_and_unlocked_in_part():
     """mseal leaves mlock and munlock free, of parts too: sealed VMAs split and merge by their
     locks; munmap, mprotect and mremap of part give EPERM and change nothing."""
     # Sealed memory cannot be unmapped: it goes with this process, fences and all.
-    base = libc.mmap(0, 10 * PAGE, PROT_NONE)
-    how = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED
-    region = memory.Region(libc.mmap(base + PAGE, 8 * PAGE, PROT_RW, how), 8 * PAGE)
+    base = syscalls.mmap(0, 10 * PAGE, PROT_NONE)
+    how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
+    region = memory.Region(syscalls.mmap(base + PAGE, 8 * PAGE, PROT_RW, how), 8 * PAGE)
     region.touch()
-    libc.syscall("mseal", region.addr, region.size, 0)
+    syscalls.syscall("mseal", region.addr, region.size, 0)
     before = status.vmlck_pages()
     for way in ("mlock", "onfault"):
         mark = MARK[way]
@@ -302,11 +305,11 @@ def test_sealed_memory_can_be_locked_and_unlocked_in_part():
         act(region.sub(0, 3), "munlock")
         assert layout(region) == [(0, 3, ""), (3, 8, mark)], f"split by munlock after {way}"
         for call, *args in (
-            (libc.munmap, region.at(4), PAGE),
-            (libc.mprotect, region.at(4), PAGE, PROT_READ),
-            (libc.mremap, region.at(4), PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, base),
+            (syscalls.munmap, region.at(4), PAGE),
+            (syscalls.mprotect, region.at(4), PAGE, PROT_READ),
+            (syscalls.mremap, region.at(4), PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, base),
         ):
-            assert libc.outcome(call, *args) == "EPERM", "sealed"
+            assert syscalls.outcome(call, *args) == "EPERM", "sealed"
         assert layout(region) == [(0, 3, ""), (3, 8, mark)], "as before the refused calls"
         assert status.vmlck_pages() - before == 5, f"VmLck after {way}"
         act(region, "munlock")

@@ -1,12 +1,14 @@
+# SPDX-License-Identifier: MIT
 """How the marks are shown: names in VmFlags, and the witnesses beside them."""
 
 import pytest
 
-from helpers import kernel, libc
-from helpers.each import each
-from helpers.libc import PAGE
-from helpers.memory import KINDS, mapping
+from helpers import syscalls
+from helpers.machine import kernel_version
+from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, status
+from helpers.pytest_plugin.each import each
+from helpers.syscalls import PAGE
 
 pytestmark = [
     pytest.mark.needs("lock:8", "smaps-flags"),
@@ -21,35 +23,35 @@ def marks(region):
 
 def test_lock_on_fault_is_shown_as_lf():
     """VM_LOCKONFAULT is shown as lf beside lo (up to 6.1 as ??), and only while it is set."""
-    names = {"lf"} if kernel.version() >= (6, 2, 0) else {"lf", "??"}
+    names = {"lf"} if kernel_version.version() >= (6, 2, 0) else {"lf", "??"}
     with mapping("private", 2) as region:
         assert marks(region) == set(), "no mark before the lock"
-        libc.mlock2(region.addr, region.size, libc.MLOCK_ONFAULT)
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         seen = marks(region)
         assert "lo" in seen, "locked on fault is locked"
         shown = seen - {"lo"}
         assert len(shown) == 1, f"one mark beside lo, not {shown}"
         assert shown <= names, f"VM_LOCKONFAULT is shown as one of {names}"
-        libc.mlock(region.addr, region.size)
+        syscalls.mlock(region.addr, region.size)
         assert marks(region) == {"lo"}, "lo alone after a full lock"
-        libc.munlock(region.addr, region.size)
+        syscalls.munlock(region.addr, region.size)
         assert marks(region) == set(), "no mark after munlock"
 
 
 @pytest.mark.claim("W11")
-@each("kind", KINDS)
+@each("kind", MAPPING_KINDS)
 def test_lock_is_a_mark_on_the_vma(kind):
     """Memory of every kind has lo in VmFlags from its lock to its unlock, however it is locked,
     present or not, and VmLck is the summed size of the VMAs so marked."""
     with mapping(kind, 8) as region:
         start = status.vmlck_kb()
-        for flags in (0, libc.MLOCK_ONFAULT):
+        for flags in (0, syscalls.MLOCK_ONFAULT):
             assert "lo" not in marks(region), "no lo before the lock"
-            libc.mlock2(region.addr, region.size, flags)
+            syscalls.mlock2(region.addr, region.size, flags)
             assert "lo" in marks(region), f"lo after mlock2({flags})"
             assert status.vmlck_kb() - start == region.kb, "VmLck grows by the VMA's size"
             assert status.vmlck_kb() == maps.locked_kb(), "VmLck and the sum of lo VMAs"
-            libc.munlock(region.addr, region.size)
+            syscalls.munlock(region.addr, region.size)
             assert marks(region) == set(), "no mark after munlock"
         assert status.vmlck_kb() == maps.locked_kb(), "VmLck and the sum of lo VMAs, unlocked"
 
@@ -62,11 +64,11 @@ def test_maps_and_smaps_show_the_same_vmas(kind):
     with mapping(kind, 8) as region:
         region.touch()
         for call, first, pages, count in (
-            (libc.mlock, 2, 4, 3),
-            (libc.munlock, 3, 1, 5),
-            (libc.mlock, 0, 1, 6),
-            (libc.mlock, 1, 1, 4),
-            (libc.munlock, 0, 8, 1),
+            (syscalls.mlock, 2, 4, 3),
+            (syscalls.munlock, 3, 1, 5),
+            (syscalls.mlock, 0, 1, 6),
+            (syscalls.mlock, 1, 1, 4),
+            (syscalls.munlock, 0, 8, 1),
         ):
             call(region.at(first), pages * PAGE)
             full = maps.smaps(low=region.addr, high=region.end)
@@ -84,11 +86,12 @@ def test_msync_finds_the_marked_pages():
     """msync(MS_INVALIDATE) is refused with EBUSY on exactly the pages whose VMA has lo."""
     with mapping("private", 8) as region:
         region.touch()
-        libc.mlock(region.at(1), 3 * PAGE)
-        libc.mlock2(region.at(5), 2 * PAGE, libc.MLOCK_ONFAULT)
-        libc.munlock(region.at(2), PAGE)
+        syscalls.mlock(region.at(1), 3 * PAGE)
+        syscalls.mlock2(region.at(5), 2 * PAGE, syscalls.MLOCK_ONFAULT)
+        syscalls.munlock(region.at(2), PAGE)
         busy = [
-            libc.outcome(libc.msync, region.at(page), PAGE, libc.MS_INVALIDATE) for page in range(8)
+            syscalls.outcome(syscalls.msync, region.at(page), PAGE, syscalls.MS_INVALIDATE)
+            for page in range(8)
         ]
         no, yes = "ok", "EBUSY"
         assert busy == [no, yes, no, yes, no, yes, yes, no], "msync page by page"

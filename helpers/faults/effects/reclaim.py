@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Lies when reclaim is driven."""
+
+from __future__ import annotations
+
+import re
+
+from helpers import syscalls
+from helpers.faults.call import TOP, Call, Effect
+from helpers.faults.effects.conditions import EffectSteps, VmaPredicate, any_vma, swapped
+from helpers.observe import maps
+
+_DRIVES = re.compile(
+    r"/sys/fs/cgroup/.*/memory\.(?:force_empty|reclaim|high|max|limit_in_bytes)"
+    r"|/proc/sys/vm/drop_caches"
+)
+
+
+def _drives(call: Call) -> bool:
+    """The call makes the kernel look for pages to take."""
+    if call.name == "write":
+        return bool(_DRIVES.fullmatch(call.file))
+    advice = call.args[2] if call.name == "madvise" else call.args[3]
+    return advice == syscalls.MADV_PAGEOUT
+
+
+def under_pressure(which: VmaPredicate = any_vma) -> Effect:
+    """When reclaim is driven, locked memory loses its protection behind everybody's back."""
+
+    def lie(call: Call) -> EffectSteps:
+        if not _drives(call):
+            return
+        own: list[maps.Vma] = []
+        for process in call.others():
+            found = [v for v in call.locked_of(process.pid) if which(v)]
+            if process is call.process:
+                own = found
+                continue
+            for vma in found:
+                call.run_in(process, "munlock", vma.start, vma.size)
+                # A page that has just left the unevictable list would outlast the first pass.
+                call.run_in(process, "madvise", vma.start, vma.size, syscalls.MADV_PAGEOUT)
+        if own:
+            # The caller cannot make a call before the one that it is about to make: that one
+            # is put off.
+            call.give(0)
+            yield
+            for vma in own:
+                call.run("munlock", vma.start, vma.size)
+                call.run("madvise", vma.start, vma.size, syscalls.MADV_PAGEOUT)
+            call.say(call.again())
+
+    return lie
+
+
+def held_under_pressure(call: Call) -> EffectSteps:
+    """What was unlocked before stays protected when reclaim is driven."""
+    if _drives(call):
+        held = [
+            (process, low, high)
+            for process in call.others()
+            if process is not call.process
+            for low, high in call.notes_of(process).get("unlocked", ())
+        ]
+        for process, low, high in held:
+            call.run_in(process, "mlock2", low, high - low, 1)
+        if held:
+            yield
+            for process, low, high in held:
+                call.run_in(process, "munlock", low, high - low)
+
+
+def remember_unlocked(call: Call) -> EffectSteps:
+    """Note what munlock or munlockall unlocks."""
+    low, high = call.range if call.name == "munlock" else (0, TOP)
+    ranges = [(s, e) for s, e, _ in call.locked(low, high)]
+    result = yield
+    if result == 0:
+        call.notes.setdefault("unlocked", []).extend(ranges)
+
+
+def swapped_left(call: Call) -> EffectSteps:
+    """mlock marks the range and leaves in swap what is there."""
+    if swapped(call):
+        call.give(0)
+        yield
+        call.run("mlock2", *call.args[:2], 1)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: MIT
+"""Lies in what is read: smaps, pagemap, page flags, counters, mincore."""
+
+from __future__ import annotations
+
+import re
+import struct
+from array import array
+from collections.abc import Callable
+
+from helpers.faults.call import Call, Effect, ReadFilter
+from helpers.faults.effects.accounting import process_file, renumber
+from helpers.faults.effects.conditions import EffectSteps, VmaPredicate, file
+from helpers.observe import page_flags, pagemap
+from helpers.syscalls import PAGE
+
+
+def rewrite_proc_file(name: str, change: Callable[[Call, bytes], bytes]) -> Effect:
+    """What the process reads from /proc/PID/``name`` is changed, to the same length."""
+
+    def lie(call: Call) -> EffectSteps:
+        yield
+        new = change(call, call.data)
+        if len(new) == len(call.data):
+            call.write(call.args[1], new)
+
+    return ReadFilter(process_file(name), lie)
+
+
+def drop_vmflag(name: bytes, where: bytes = b"") -> Callable[[Call, bytes], bytes]:
+    """A flag is missing from VmFlags (``where``: of VMAs that have this in smaps)."""
+
+    def change(call: Call, data: bytes) -> bytes:
+        records = re.split(rb"(?m)(?=^[0-9a-f]+-[0-9a-f]+ )", data)
+        return b"".join(
+            re.sub(rb"(VmFlags:.*) %s " % name, rb"\1" + b" " * (len(name) + 2), r)
+            if where in r else r
+            for r in records
+        )  # fmt: skip
+
+    return change
+
+
+def renumber_field(name: bytes, new: Callable[[int], int]) -> Callable[[Call, bytes], bytes]:
+    """A counter in kB is another."""
+    pattern = rb"(%s:)(\s+\d+)(?= kB)" % re.escape(name)
+    return lambda call, data: renumber(data, pattern, new)
+
+
+def locked_is_rss(call: Call, data: bytes) -> bytes:
+    """Locked counts shared pages in full."""
+
+    def other(match: re.Match[bytes]) -> bytes:
+        return match[1] + match[2] + match[3] + match[2] if match[4].strip() != b"0" else match[0]
+
+    def one(match: re.Match[bytes]) -> bytes:
+        rss, locked = match[1], match[3]
+        if int(locked) == 0 or int(rss) == int(locked):
+            return match[0]
+        return match[0][: -len(locked)] + str(int(rss)).rjust(len(locked)).encode()
+
+    return re.sub(rb"\nRss:(\s+\d+) kB((?:\n(?!Locked)\w+:.*)*)\nLocked:(\s+\d+)", one, data)
+
+
+def edit_words(path: str, change: Callable[[Call, int, array[int]], array[int]]) -> Effect:
+    """64-bit words read from pagemap, kpageflags or kpagecount are others."""
+
+    def lie(call: Call) -> EffectSteps:
+        yield
+        words = array("Q")
+        data = call.data
+        words.frombytes(data[: len(data) // 8 * 8])
+        if words:
+            new = change(call, call.offset // 8, words[:])
+            if new != words:
+                call.write(call.args[1], new.tobytes())
+
+    return ReadFilter(re.compile(path), lie)
+
+
+PAGEMAP, FLAGS, COUNTS = r"/proc/\d+/pagemap", "/proc/kpageflags", "/proc/kpagecount"
+
+
+def clear(
+    mask: int, least: int = 1, last: bool = False
+) -> Callable[[Call, int, array[int]], array[int]]:
+    """Bits are missing (``last``: of the last word read, of at least ``least``)."""
+
+    def change(call: Call, first: int, words: array[int]) -> array[int]:
+        if len(words) < least:
+            return words
+        if last:
+            words[-1] &= ~mask
+            return words
+        return array("Q", (w & ~mask for w in words))
+
+    return change
+
+
+def one_more(call: Call, first: int, words: array[int]) -> array[int]:
+    """Each count that is not 0 is one more."""
+    return array("Q", (w + 1 if w else 0 for w in words))
+
+
+def one_at_most(call: Call, first: int, words: array[int]) -> array[int]:
+    """No count is above 1."""
+    return array("Q", (min(w, 1) for w in words))
+
+
+def _frames(call: Call, name: str) -> set[int]:
+    """A set of PFNs kept for the whole case."""
+    found: set[int] = call.case.setdefault(name, set())
+    return found
+
+
+def mark_frames(
+    name: str, when: str = "after", *, other: str = "", behind: bool = False, last: bool = False
+) -> Effect:
+    """Remember the PFNs of the call's range (or the page ``behind`` it, or its ``last``)."""
+
+    def lie(call: Call) -> EffectSteps:
+        low, high = call.range
+        if behind:
+            low, high = high, high + PAGE
+        if last:
+            low = max(low, high - PAGE)
+        if call.name in ("exit_group", "munlockall", "execve"):
+            ranges = [(s, e) for s, e, _ in call.locked()]
+        else:
+            ranges = [(s, e) for s, e, _ in call.locked(low, high)]
+        numbers = {n for s, e in ranges for n in call.frames(s, e)} if when == "before" else set()
+        if call.name != "exit_group":
+            result = yield
+            if result < 0:
+                return
+        if when == "after" and low < high:
+            numbers = set(call.frames(low, high)) if call.vmas(low, high) else set()
+        if numbers:
+            call.act()
+            _frames(call, name).update(numbers)
+            if other:
+                _frames(call, other).difference_update(numbers)
+        yield
+
+    return lie
+
+
+def mark_killed(name: str) -> Effect:
+    """Remember the PFNs of what a process has locked when a signal ends it."""
+
+    def lie(call: Call) -> None:
+        if call.args[0] & 0x7F and call.tid == call.pid:
+            numbers = {n for s, e, _ in call.locked() for n in call.frames(s, e)}
+            if numbers and call.act():
+                _frames(call, name).update(numbers)
+
+    return lie
+
+
+def forget_frames(name: str) -> Effect:
+    """Pages locked anew are no longer remembered."""
+
+    def lie(call: Call) -> EffectSteps:
+        result = yield
+        low, high = call.range
+        if result == 0 and low < high and call.vmas(low, high):
+            _frames(call, name).difference_update(call.frames(low, high))
+
+    return lie
+
+
+def frames_show(name: str, mask: int, on: bool) -> Effect:
+    """Remembered pages show flags that they do not have, or lack those they have."""
+
+    def change(call: Call, first: int, words: array[int]) -> array[int]:
+        for number in _frames(call, name):
+            if first <= number < first + len(words):
+                word = words[number - first]
+                words[number - first] = word | mask if on else word & ~mask
+        return words
+
+    return edit_words(FLAGS, change)
+
+
+def unmark_where(which: VmaPredicate) -> Effect:
+    """Pages of locked VMAs like these are not PG_mlocked."""
+
+    def change(call: Call, first: int, words: array[int]) -> array[int]:
+        if not any(w & page_flags.MLOCKED for w in words):
+            return words
+        for process in call.others():
+            for vma in call.locked_of(process.pid):
+                if which(vma):
+                    count = min(vma.size // PAGE, 4096)
+                    for number in pagemap.pfns(vma.start, count, process.pid):
+                        if number and first <= number < first + len(words):
+                            words[number - first] &= ~page_flags.MLOCKED
+        return words
+
+    return edit_words(FLAGS, change)
+
+
+def frozen(path: str, *names: bytes) -> Effect:
+    """Counters of a file of the machine or a cgroup stay what they were when first read."""
+    pattern = re.compile(rb"(?m)(^(?:Node \d+ )?(?:%s):?)(\s+\d+)" % b"|".join(names))
+
+    def lie(call: Call) -> EffectSteps:
+        yield
+        first: dict[bytes, int] = call.case.setdefault(call.file, {})
+        call.write(call.args[1], pattern.sub(lambda m: _stuck(first, m), call.data))
+
+    return ReadFilter(re.compile(path), lie)
+
+
+def _stuck(first: dict[bytes, int], match: re.Match[bytes]) -> bytes:
+    value = first.setdefault(match[1], int(match[2]))
+    width = len(match[2]) - 1
+    text = str(value).rjust(width, "0")[-width:].encode()
+    return match[1] + match[2][:1] + text
+
+
+_MINOR, _MAJOR = 64, 72
+"""Offsets of ru_minflt and ru_majflt in struct rusage of 64-bit machines."""
+
+
+def count_fault(offset: int) -> Effect:
+    """Each reading of the fault counters shows one fault more than there was."""
+
+    def lie(call: Call) -> EffectSteps:
+        yield
+        count = call.notes["faults"] = call.notes.get("faults", 0) + 1
+        at = call.args[1] + offset
+        (now,) = struct.unpack("=q", call.memory(at, 8))
+        call.write(at, struct.pack("=q", now + count))
+
+    return lie
+
+
+minor_fault, major_fault = count_fault(_MINOR), count_fault(_MAJOR)
+
+
+def _vector(call: Call) -> bytes:
+    return call.memory(call.args[2], -(-call.args[1] // PAGE))
+
+
+def mincore_says(change: Callable[[bytes], bytes]) -> Effect:
+    """The vector is another."""
+
+    def lie(call: Call) -> EffectSteps:
+        result = yield
+        if result == 0 and call.args[1]:
+            call.write(call.args[2], change(_vector(call)))
+
+    return lie
+
+
+def all_present(call: Call, first: int, words: array[int]) -> array[int]:
+    """Every page is in memory."""
+    return array("Q", (w | pagemap.PRESENT for w in words))
+
+
+def mark_all(name: str) -> Effect:
+    """Remember the PFNs of every locked page."""
+
+    def lie(call: Call) -> EffectSteps:
+        numbers = {n for s, e, v in call.locked() if file(v) for n in call.frames(s, e)}
+        result = yield
+        if result == 0 and numbers:
+            call.act()
+            _frames(call, name).update(numbers)
+
+    return lie

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: MIT
+"""``--fault NAME``, ``--faults`` and ``--fault-matrix``: hooks of pytest, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from helpers import syscalls
+from helpers.faults import catalogue, supervisor
+from helpers.faults.call import CHILD, END, READS, SIGNAL
+from helpers.faults.fault import NONE, UnknownFault
+from helpers.pytest_plugin import exclusive, runner
+from helpers.report import detection_matrix, result
+from helpers.report.tool import complain
+from helpers.syscalls import ptrace, seccomp
+
+SHORTEST, TIMES = 1.5, 3
+"""A case under a fault may take so many seconds and so many times what it took under supervision
+without a lie: who hangs has noticed."""
+ENOUGH = 0.8
+"""Seconds of a case under faults. After that, once it was seen to fail, it meets those alone that
+are expected to break a case of its file: a tenth of the cases would take half of all the time."""
+
+
+class SupervisorClient:
+    """The supervising process of this worker of pytest."""
+
+    def __init__(self) -> None:
+        self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                if os.getppid() == parent:
+                    supervisor.serve(there, catalogue.effects_by_call)
+            finally:
+                os._exit(1)
+        there.close()
+
+    def ask(self, pid: int, faults: list[str], dry: bool) -> None:
+        """Have it hold the process. Raises Refused."""
+        self._here.send(json.dumps({"pid": pid, "faults": faults, "dry": dry}).encode())
+        answer = self.answer()
+        if "refused" in answer:
+            raise ptrace.TracingUnavailable(answer["refused"])
+
+    def answer(self) -> dict[str, Any]:
+        """Its next answer. Raises RuntimeError if it broke."""
+        text = self._here.recv(1 << 20)
+        answer: dict[str, Any] = json.loads(text) if text else {"broken": "it ended"}
+        if "broken" in answer:
+            raise RuntimeError(f"the supervisor of --fault broke: {answer['broken']}")
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        self._here.close()
+        os.waitpid(self.pid, 0)
+
+
+class ForkObserver:
+    """One case under supervision, as :mod:`helpers.pytest_plugin.runner` sees it."""
+
+    def __init__(self, service: SupervisorClient, faults: list[str], dry: bool) -> None:
+        self._service, self._faults, self._dry = service, faults, dry
+        calls = catalogue.effects_by_call(faults)
+        self._numbers = _numbers({*calls, "ptrace"} - {*READS})
+        self._reads = _numbers(READS) if "read" in calls else []
+        if self._reads:
+            self._numbers += _numbers(["openat"])
+        self.acted: dict[str, int] = {}
+        self.problems: list[str] = []
+
+    def before_fork(self) -> None:
+        """Before the fork."""
+        self._wait, self._go = os.pipe()
+
+    def forked(self, pid: int) -> None:
+        """In the controlling process: the supervisor takes hold of the child, then it may go."""
+        os.close(self._wait)
+        try:
+            self._service.ask(pid, self._faults, self._dry)
+            os.write(self._go, b"1")
+        finally:
+            os.close(self._go)
+
+    def child(self) -> None:
+        """In the case's process, just before its body: from here on the kernel lies."""
+        os.close(self._go)
+        ptrace.allow_tracer()
+        if not os.read(self._wait, 1):
+            os._exit(71)
+        os.close(self._wait)
+        seccomp.stop_at(self._numbers, marked=self._reads)
+
+    def ended(self) -> None:
+        """In the controlling process, once the case has been reaped."""
+        answer = self._service.answer()
+        self.acted, self.problems = answer["acted"], answer["problems"]
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    found = (ptrace.call_number(name) for name in names if name not in (CHILD, SIGNAL, END))
+    return [number for number in found if number is not None]
+
+
+def probe() -> None:
+    """Supervise a process that does nothing. Raises Refused where that cannot be done."""
+    ptrace.register_layout()
+    service = SupervisorClient()
+    ready, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(go)
+            ptrace.allow_tracer()
+            os.read(ready, 1)
+            seccomp.stop_at([syscalls.number("munlockall")])
+            os._exit(42 if syscalls.outcome(syscalls.munlockall) == "ENOTTY" else 2)
+        except OSError:
+            os._exit(1)
+        finally:
+            os._exit(3)
+    os.close(ready)
+    try:
+        service.ask(pid, [PROBE], False)
+        os.close(go)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        service.answer()
+    except ptrace.TracingUnavailable:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        service.close()
+    if status == 1:
+        raise ptrace.TracingUnavailable(
+            "no filter of system calls can be installed here; a kernel with CONFIG_SECCOMP_FILTER=y"
+        )
+    if status != 42:
+        raise ptrace.TracingUnavailable(
+            f"a call that was to fail did not (status {status}); --fault cannot "
+            "be used here, and nothing is run without its fault"
+        )
+
+
+PROBE = catalogue.PROBE
+service_key = pytest.StashKey[SupervisorClient]()
+acted_key = pytest.StashKey[dict[str, int]]()
+problems_key = pytest.StashKey[list[str]]()
+faults_key = pytest.StashKey[list[str]]()
+matrix_key = pytest.StashKey[detection_matrix.Matrix]()
+data_key = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("memlock-tests")
+    group.addoption(
+        "--fault",
+        metavar="NAME",
+        help="make the kernel lie to every case in this way (none: supervise, do not lie)",
+    )
+    group.addoption("--faults", action="store_true", help="list the faults and leave")
+    group.addoption(
+        "--fault-matrix",
+        metavar="DIR",
+        help="run each case under every fault that can reach it (with --fault NAME,…: under "
+        "these) and write who noticed",
+    )
+    group.addoption(
+        "--fault-seconds",
+        type=float,
+        default=ENOUGH,
+        metavar="N",
+        help="of --fault-matrix: a case that was seen to fail and has had so many seconds meets "
+        f"only the faults expected to break its file (default {ENOUGH:g})",
+    )
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if not config.getoption("--faults"):
+        return None
+    print(catalogue.listing())
+    return 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    name, folder = config.getoption("--fault"), config.getoption("--fault-matrix")
+    if not name and not folder:
+        return
+    try:
+        if not config.getoption("forked", False):
+            raise ptrace.TracingUnavailable("faults reach forked cases only: pass --forked")
+        names = name.split(",") if name and folder else [name] if name else list(catalogue.FAULTS)
+        for one in names:
+            if catalogue.get_fault(one) is None and folder:
+                raise ptrace.TracingUnavailable("none is no fault that a case could notice")
+        if not hasattr(config, "workerinput"):
+            probe()
+            if folder:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+    except (ptrace.TracingUnavailable, UnknownFault, OSError) as error:
+        option = "--fault-matrix" if folder else "--fault"
+        raise pytest.UsageError(f"memlock-tests: {option}: {error}") from None
+    config.stash[acted_key], config.stash[problems_key] = {}, []
+    config.stash[faults_key] = names
+    if folder:
+        rows = {
+            f.name: {"chapter": f.chapter, "statement": f.statement, "noticed_by": f.noticed_by,
+                     "mechanism": f.mechanism}
+            for f in map(catalogue.FAULTS.__getitem__, names)
+        }  # fmt: skip
+        config.stash[matrix_key] = detection_matrix.Matrix(rows, len(rows) == len(catalogue.FAULTS))
+
+
+def _service(config: pytest.Config) -> SupervisorClient:
+    if service_key not in config.stash:
+        config.stash[service_key] = SupervisorClient()
+    return config.stash[service_key]
+
+
+T = TypeVar("T")
+
+
+def _under(
+    item: pytest.Item, faults: list[str], dry: bool, run: Callable[[pytest.Item], T]
+) -> tuple[T, ForkObserver]:
+    watch = ForkObserver(_service(item.config), faults, dry)
+    item.config.stash[runner.watch_key] = watch
+    try:
+        # A turn for each fault: an exclusive case elsewhere waits for one, not for all.
+        with exclusive.slot(item):
+            return run(item), watch
+    finally:
+        del item.config.stash[runner.watch_key]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    config = item.config
+    name, folder = config.getoption("--fault"), config.getoption("--fault-matrix")
+    if not (name or folder) or item.get_closest_marker("skip"):
+        return None
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    if folder:
+        reports = _under_all(item)
+    else:
+        dry = name == NONE
+        faults = list(catalogue.FAULTS) if dry else [name]
+        reports, watch = _under(item, faults, dry, runner.run_forked)
+        told = 0 if dry else watch.acted.get(name, 0)
+        for report in reports[-1:]:
+            report.user_properties += [("fault", name), ("fault-acted", told)]
+            report.user_properties += [("fault-problem", text) for text in watch.problems]
+    for report in reports:
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
+    """The case with no lie, and under each fault that would have acted there."""
+    begun = time.monotonic()
+    reports, watch = _under(item, item.config.stash[faults_key], True, runner.run_forked)
+    cells: dict[str, str] = {}
+    problems: list[str] = []
+    if (
+        detection_matrix.baseline(reports) == detection_matrix.PASSED
+    ):  # else there is nothing a fault could break
+        took = sum(r.duration for r in reports)
+        deadline = SHORTEST + TIMES * took
+        enough = item.config.getoption("--fault-seconds")
+        for fault in _in_order(watch.acted, item):
+            late = time.monotonic() - begun > enough and not _expected(fault, item)
+            if late and detection_matrix.DETECTED in cells.values():
+                cells[fault] = detection_matrix.UNRUN
+                continue
+            seen, under = _under(
+                item, [fault], False, lambda i: runner.run_forked_outcome(i, deadline)
+            )
+            problems += under.problems
+            # What went differently may have kept the fault from acting.
+            cells[fault] = (
+                detection_matrix.CELLS[seen] if under.acted else detection_matrix.NOT_REACHED
+            )
+    row = {"cells": cells, "problems": problems, "seconds": round(time.monotonic() - begun, 2)}
+    reports[-1].user_properties.append((detection_matrix.PROPERTY, json.dumps(row)))
+    return reports
+
+
+def _in_order(faults: Iterable[str], item: pytest.Item) -> list[str]:
+    """Those expected here, those of this chapter, then the others, each time from elsewhere."""
+    chapter, found = item.path.parent.name, sorted(faults)
+    start = zlib.crc32(item.nodeid.encode()) % max(1, len(found))
+    return sorted(
+        found[start:] + found[:start],
+        key=lambda f: (not _expected(f, item), catalogue.FAULTS[f].chapter != chapter),
+    )
+
+
+def _expected(fault: str, item: pytest.Item) -> bool:
+    return catalogue.FAULTS[fault].noticed_by.partition("::")[0] in item.nodeid
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    watch = item.config.stash.get(runner.watch_key, None)
+    if watch is not None:
+        watch.child()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seen.append(report)
+
+
+_seen: list[pytest.TestReport] = []
+
+
+def _digest(config: pytest.Config) -> None:
+    acted, problems = config.stash[acted_key], config.stash[problems_key]
+    made = config.stash.get(matrix_key, None)
+    outcomes: dict[str, list[pytest.TestReport]] = {}
+    for report in _seen:
+        outcomes.setdefault(report.nodeid, []).append(report)
+        for name, value in report.user_properties:
+            if name == "fault-acted":
+                fault = config.getoption("--fault")
+                acted[fault] = acted.get(fault, 0) + int(str(value))
+            elif name == "fault-problem":
+                problems.append(f"{report.nodeid}: {value}")
+    if made is not None:
+        for node, reports in outcomes.items():
+            made.add(node, reports)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if service_key in config.stash:
+        config.stash[service_key].close()
+        del config.stash[service_key]
+    if acted_key not in config.stash or hasattr(config, "workerinput"):
+        return
+    _digest(config)
+    if matrix_key in config.stash:
+        data = config.stash[data_key] = config.stash[matrix_key].data()
+        try:
+            detection_matrix.write(data, Path(config.getoption("--fault-matrix")))
+        except OSError as error:
+            complain(f"--fault-matrix: {error.filename} cannot be written: {error.strerror}")
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        config.stash.setdefault(result.extra_key, {})["sensitivity"] = detection_matrix.packed(data)
+        if session.exitstatus == 0 and not detection_matrix.count(data).whole:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Generator[None]:
+    yield
+    if acted_key not in config.stash or (matrix_key in config.stash) != (data_key in config.stash):
+        return
+    name = config.getoption("--fault")
+    if matrix_key in config.stash:
+        data: dict[str, Any] = config.stash[data_key]
+        for line in detection_matrix.lines(data):
+            terminalreporter.write_line(line)
+    elif name == NONE:
+        terminalreporter.write_line("fault none: every case was supervised, none was lied to")
+    else:
+        told = config.stash[acted_key].get(name, 0)
+        text = f"acted {told} times" if told else "never acted: no case made a call it lies about"
+        terminalreporter.write_line(f"fault {name} ({catalogue.FAULTS[name].statement}): {text}")
+    for line in config.stash[problems_key]:
+        terminalreporter.write_line(f"the fault could not be told: {line}")

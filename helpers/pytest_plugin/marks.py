@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""Marks of ours, and the statement of a case."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+CLAIM = re.compile(r"W\d+")
+MARKERS = {
+    "needs": "needs(*names): what the case requires (helpers/requirements/requirement.py)",
+    "source": "source(*texts): where the behaviour is documented",
+    "claim": "claim(*ids): rows of the README's table of claims (W1 …)",
+    "deviation": "deviation(id): a kernel fault known to helpers/requirements/deviations.py",
+    "deadline": "deadline(seconds): a limit other than --deadline for this case",
+}
+
+
+def mark_texts(item: pytest.Item, marker: str) -> list[str]:
+    found = []
+    for mark in item.iter_markers(marker):
+        if not mark.args or mark.kwargs or not all(isinstance(a, str) for a in mark.args):
+            raise pytest.UsageError(f"memlock-tests: {item.nodeid}: malformed mark {mark}")
+        found += [a for a in mark.args if a not in found]
+    return found
+
+
+def statement(item: pytest.Item) -> str:
+    """The behaviour a case proves: the first paragraph of its docstring, in one line."""
+    text = (getattr(item, "obj", None) and item.obj.__doc__) or ""  # type: ignore[attr-defined]
+    return " ".join(text.strip().split("\n\n")[0].split())
+
+
+def describe_item(item: pytest.Item) -> None:
+    """Statement, chapter, sources and claims travel with every report (JUnit, workers)."""
+    item.user_properties.append(("chapter", item.path.parent.name))
+    item.user_properties.append(("statement", statement(item)))
+    for name in ("source", "claim"):
+        if texts := mark_texts(item, name):
+            item.user_properties.append((name, "; ".join(texts)))
+    for claim in mark_texts(item, "claim"):
+        if not CLAIM.fullmatch(claim):
+            raise pytest.UsageError(f"memlock-tests: {item.nodeid}: no claim {claim!r}")

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Probes that see whether this kernel shows a known deviation."""
+
+from __future__ import annotations
+
+from helpers import memory, syscalls
+from helpers.observe import maps, special_mappings, status
+from helpers.syscalls import PAGE
+
+
+def _wrapping_length() -> bool:
+    with memory.mapping("private", 2) as two:
+        before = status.vmlck_kb()
+        return (
+            syscalls.outcome(syscalls.mlock, two.addr, syscalls.SIZE_MAX) == "ok"
+            and syscalls.outcome(syscalls.munlock, two.addr, syscalls.SIZE_MAX) == "ok"
+            and status.vmlck_kb() == before
+        )
+
+
+def _onfault_prot_none() -> bool:
+    with memory.mapping("private", 2, prot=syscalls.PROT_NONE) as two:
+        return syscalls.outcome(
+            syscalls.mlock2, two.addr, two.size, syscalls.MLOCK_ONFAULT
+        ) == "ENOMEM" and maps.layout(two.addr, two.end, PAGE) == [(0, 2, "lo lf")]
+
+
+def _dontunmap(pages: int, moved: int) -> tuple[int, int] | None:
+    """(VmLck change in pages, locked pages left in the source) after a move, or None."""
+    with memory.mapping("private", pages) as source:
+        source.touch()
+        syscalls.mlock(source.addr, source.size)
+        how = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_DONTUNMAP
+        before = status.vmlck_pages()
+        try:
+            target = syscalls.mremap(source.addr, moved * PAGE, moved * PAGE, how)
+        except OSError:
+            return None
+        change = status.vmlck_pages() - before
+        left = sum(v.kb for v in maps.smaps(low=source.addr, high=source.end) if v.locked)
+        syscalls.munmap(target, moved * PAGE)
+        return change, left // syscalls.PAGE_KB
+
+
+def _dontunmap_leaks() -> bool:
+    return _dontunmap(4, 4) == (4, 0)
+
+
+def _dontunmap_strips() -> bool:
+    found = _dontunmap(4, 2)
+    return found is not None and found[1] == 0
+
+
+def _huge_lock_overflows() -> bool:
+    # 2^32 pages: the page count wraps to 0 in an int.
+    size = (1 << 32) * PAGE
+    how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_NORESERVE
+    try:
+        addr = syscalls.mmap(0, size, syscalls.PROT_NONE, how)
+    except OSError:
+        return False
+    before = status.vmlck_kb()
+    # ENOMEM in 5.10, where PROT_NONE fails even on-fault locks; the lock stays all the same.
+    seen = syscalls.outcome(syscalls.mlock2, addr, size, syscalls.MLOCK_ONFAULT)
+    return seen in {"ok", "ENOMEM"} and maps.at(addr).locked and status.vmlck_kb() == before
+
+
+def _special_mapping_locked() -> bool:
+    syscalls.mlockall(syscalls.MCL_FUTURE)
+    low, high = special_mappings.remap_special_mappings()
+    return any(v.locked for v in maps.smaps(low=low, high=high))
+
+
+def _droppable_locked() -> bool:
+    syscalls.mlockall(syscalls.MCL_FUTURE)
+    how = syscalls.MAP_DROPPABLE | syscalls.MAP_ANONYMOUS
+    return maps.at(syscalls.mmap(0, PAGE, syscalls.PROT_RW, how)).locked
+
+
+def _merging_range_enomem() -> bool:
+    for locked in (0, 1, 2):
+        with memory.mapping("private", 3) as three:
+            three.touch()
+            syscalls.mlock(three.at(locked), PAGE)
+            if syscalls.outcome(syscalls.mlock, three.addr, three.size) == "ENOMEM":
+                return True
+    return False
