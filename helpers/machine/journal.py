@@ -37,7 +37,7 @@ from helpers.machine.records import (
     printable_line,
     start_time,
 )
-from helpers.machine.undo import UNDO_BY_KIND, sharing_runs, undo_record
+from helpers.machine.undo import UNDO_BY_KIND, read_record, sharing_runs, undo_record
 
 _SETTINGS_FILE = "settings"
 
@@ -211,6 +211,17 @@ class ChangeJournal:
                 "subtree", path=str(control), inode=control.stat().st_ino, had=" ".join(had)
             )
             control.write_text("+memory")
+
+    def recorded(self, by: int) -> list[str]:
+        """What process ``by`` has recorded and not undone: a line for each, oldest first."""
+        found = []
+        for path in sorted(self.folder.glob(f"[0-9]*-{by}.json")):
+            try:
+                what = read_record(path)
+                found.append(f"{what['kind']} {what.get('path', '')}".strip())
+            except (OSError, ValueError):
+                continue
+        return found
 
     def undo(self, by: int | None = None) -> list[str]:
         """Undo recorded changes, newest first (only those of process ``by``, if given).

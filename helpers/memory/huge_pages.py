@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Transparent huge pages for a case: switched on again in its process, and ranges that get them.
 
-The runner switches them off for every case (:func:`helpers.pytest_plugin.runner.quiesce_process`).
+The runner switches them off for every case
+(:func:`helpers.pytest_plugin.case_process.quiesce_process`).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@
 PLUGINS = (
     "helpers.pytest_plugin.signals",
     "helpers.pytest_plugin.machine_setup",
+    "helpers.pytest_plugin.shared_process",
     "helpers.pytest_plugin.runner",
     "helpers.pytest_plugin.fault_injection",
     "helpers.pytest_plugin.options",

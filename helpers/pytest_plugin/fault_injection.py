@@ -19,7 +19,7 @@ from helpers import syscalls
 from helpers.faults import catalogue, supervisor
 from helpers.faults.call import CHILD, END, READS, SIGNAL
 from helpers.faults.fault import NONE, UnknownFault
-from helpers.pytest_plugin import exclusive, runner
+from helpers.pytest_plugin import case_process, exclusive
 from helpers.report import detection_matrix, result
 from helpers.report.tool import complain
 from helpers.syscalls import ptrace, seccomp
@@ -69,8 +69,8 @@ class SupervisorClient:
         os.waitpid(self.pid, 0)
 
 
-class ForkObserver:
-    """One case under supervision, as :mod:`helpers.pytest_plugin.runner` sees it."""
+class SupervisedFork:
+    """One case under supervision, as :mod:`helpers.pytest_plugin.case_process` sees it."""
 
     def __init__(self, service: SupervisorClient, faults: list[str], dry: bool) -> None:
         self._service, self._faults, self._dry = service, faults, dry
@@ -86,7 +86,7 @@ class ForkObserver:
         """Before the fork."""
         self._wait, self._go = os.pipe()
 
-    def forked(self, pid: int) -> None:
+    def after_fork_in_parent(self, pid: int) -> None:
         """In the controlling process: the supervisor takes hold of the child, then it may go."""
         os.close(self._wait)
         try:
@@ -95,7 +95,7 @@ class ForkObserver:
         finally:
             os.close(self._go)
 
-    def child(self) -> None:
+    def in_child(self) -> None:
         """In the case's process, just before its body: from here on the kernel lies."""
         os.close(self._go)
         ptrace.allow_tracer()
@@ -104,7 +104,7 @@ class ForkObserver:
         os.close(self._wait)
         seccomp.stop_at(self._numbers, marked=self._reads)
 
-    def ended(self) -> None:
+    def reaped(self) -> None:
         """In the controlling process, once the case has been reaped."""
         answer = self._service.answer()
         self.acted, self.problems = answer["acted"], answer["problems"]
@@ -235,15 +235,15 @@ T = TypeVar("T")
 
 def _under(
     item: pytest.Item, faults: list[str], dry: bool, run: Callable[[pytest.Item], T]
-) -> tuple[T, ForkObserver]:
-    watch = ForkObserver(_service(item.config), faults, dry)
-    item.config.stash[runner.watch_key] = watch
+) -> tuple[T, SupervisedFork]:
+    observer = SupervisedFork(_service(item.config), faults, dry)
+    item.config.stash[case_process.observer_key] = observer
     try:
         # A turn for each fault: an exclusive case elsewhere waits for one, not for all.
         with exclusive.slot(item):
-            return run(item), watch
+            return run(item), observer
     finally:
-        del item.config.stash[runner.watch_key]
+        del item.config.stash[case_process.observer_key]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -259,11 +259,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     else:
         dry = name == NONE
         faults = list(catalogue.FAULTS) if dry else [name]
-        reports, watch = _under(item, faults, dry, runner.run_forked)
-        told = 0 if dry else watch.acted.get(name, 0)
+        reports, observer = _under(item, faults, dry, case_process.run_forked)
+        told = 0 if dry else observer.acted.get(name, 0)
         for report in reports[-1:]:
             report.user_properties += [("fault", name), ("fault-acted", told)]
-            report.user_properties += [("fault-problem", text) for text in watch.problems]
+            report.user_properties += [("fault-problem", text) for text in observer.problems]
     for report in reports:
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -273,7 +273,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
     """The case with no lie, and under each fault that would have acted there."""
     begun = time.monotonic()
-    reports, watch = _under(item, item.config.stash[faults_key], True, runner.run_forked)
+    reports, observer = _under(item, item.config.stash[faults_key], True, case_process.run_forked)
     cells: dict[str, str] = {}
     problems: list[str] = []
     if (
@@ -282,13 +282,13 @@ def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
         took = sum(r.duration for r in reports)
         deadline = SHORTEST + TIMES * took
         enough = item.config.getoption("--fault-seconds")
-        for fault in _in_order(watch.acted, item):
+        for fault in _in_order(observer.acted, item):
             late = time.monotonic() - begun > enough and not _expected(fault, item)
             if late and detection_matrix.DETECTED in cells.values():
                 cells[fault] = detection_matrix.UNRUN
                 continue
             seen, under = _under(
-                item, [fault], False, lambda i: runner.run_forked_outcome(i, deadline)
+                item, [fault], False, lambda i: case_process.run_forked_outcome(i, deadline)
             )
             problems += under.problems
             # What went differently may have kept the fault from acting.
@@ -316,9 +316,9 @@ def _expected(fault: str, item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    watch = item.config.stash.get(runner.watch_key, None)
-    if watch is not None:
-        watch.child()
+    observer = item.config.stash.get(case_process.observer_key, None)
+    if observer is not None:
+        observer.in_child()
 
 
 @pytest.hookimpl(tryfirst=True)

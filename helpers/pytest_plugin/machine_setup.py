@@ -177,6 +177,17 @@ def reclaim(request: pytest.FixtureRequest) -> ReclaimSetup:
     return request.config.stash[reclaim_key]
 
 
+def undo_changes(item: pytest.Item, pid: int) -> list[str]:
+    """What process ``pid`` recorded and did not undo itself, now undone: a line for each."""
+    made = item.config.stash.get(reclaim_key, None)
+    if made is None or not made.run.folder.is_dir():
+        return []
+    left = made.run.recorded(by=pid)
+    if left:
+        made.run.undo(by=pid)
+    return left
+
+
 def after_case(item: pytest.Item, pid: int) -> None:
     """Undo what the ended case ``pid`` recorded and could not undo itself."""
     made = item.config.stash.get(reclaim_key, None)

@@ -13,6 +13,8 @@ MARKERS = {
     "source": "source(*texts): where the behaviour is documented",
     "claim": "claim(*ids): rows of the README's table of claims (W1 …)",
     "deviation": "deviation(id): a kernel fault known to helpers/requirements/deviations.py",
+    "share_process": "share_process: variants of the function may run in one process, since each "
+    "puts back what it changes there",
     "deadline": "deadline(seconds): a limit other than --deadline for this case",
 }
 

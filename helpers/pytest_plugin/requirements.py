@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.memory import files
-from helpers.pytest_plugin import machine_setup, runner
+from helpers.pytest_plugin import case_process, machine_setup
 from helpers.pytest_plugin.deviations import expect_deviation
 from helpers.pytest_plugin.marks import describe_item, mark_texts
 from helpers.pytest_plugin.options import budget_key, worker_input
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         describe_item(item)
         _gate(config, item, required)
         expect_deviation(item)
-    runner.freeze_gc()
+    case_process.freeze_gc()
 
 
 def _gate(config: pytest.Config, item: pytest.Item, required: frozenset[str]) -> None:
