@@ -73,6 +73,11 @@ def pytest_configure(config: pytest.Config) -> None:
             "memlock-tests: /proc is not mounted and every witness is read there; "
             "mount -t proc proc /proc"
         )
+    if os.readlink("/proc/self") != str(os.getpid()):
+        raise pytest.UsageError(
+            "memlock-tests: /proc is of another process-id namespace and shows other processes "
+            "than ours; mount -t proc proc /proc (unshare --mount-proc)"
+        )
     try:
         syscalls.architecture()
     except syscalls.UnknownArchitecture as error:

@@ -49,7 +49,6 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as error:
         raise pytest.UsageError(f"memlock-tests: {name}: {error}") from None
     os.environ[timeouts.VARIABLE] = text  # of workers, and of programs we execute
-    scarcity.raise_soft_limits()
 
 
 @pytest.hookimpl(tryfirst=True)

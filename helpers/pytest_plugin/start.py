@@ -10,6 +10,7 @@ import pytest
 
 from helpers import processes
 from helpers.pytest_plugin import PLUGINS
+from helpers.syscalls import scarcity
 
 REQUIRED = {"xdist": ("-n", "pytest-xdist"), "pytest_forked": ("--forked", "pytest-forked")}
 """Plugin → the option of it that we know, and the package that has it."""
@@ -17,6 +18,8 @@ NEEDED = ("skipping", "reports")
 """Plugins of pytest without which verdicts change or cannot be carried."""
 UNFORKED = ("harness", "bench")
 """Folders of tests that are about the suite itself and need no process for each case."""
+_OWN_DESCRIPTORS = 4
+"""What the run itself opens at a time beyond what it has at its start; 3 more for a worker."""
 _WEEK = 7 * 24 * 3600
 NUMBERS: dict[str, tuple[float, float]] = {
     "--deadline": (0.01, _WEEK),
@@ -54,6 +57,12 @@ def pytest_configure(config: pytest.Config) -> None:
             "python -O (PYTHONOPTIMIZE) takes the assertions away, and every case would pass; "
             "run it without"
         )
+    scarcity.raise_soft_limits()
+    try:
+        workers = len(config.getoption("tx", None) or ())
+        scarcity.check_descriptors(_OWN_DESCRIPTORS + 3 * workers)
+    except scarcity.SetupError as error:
+        raise refused(f"a run cannot read its cases or write a result: {error.strerror}") from None
     manager = config.pluginmanager
     for name in (*NEEDED, *PLUGINS):
         if manager.is_blocked(name) or not manager.has_plugin(name):
@@ -79,6 +88,8 @@ def check_values(config: pytest.Config) -> None:
     for option in group.options:
         _check_value(option.names()[0], getattr(config.option, option.dest, None))
     _check_value("--junitxml", getattr(config.option, "xmlpath", None))
+    for argument in config.args:
+        _check_value("the name of a file or folder", argument)
 
 
 def _check_value(name: str, value: object) -> None:

@@ -150,16 +150,22 @@ _WITHHELD = {errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 _SPARE = 16
 
 
-def check_spare() -> None:
-    """Some descriptors and a process are to be had: tried. Raises SetupError."""
+def check_descriptors(number: int) -> None:
+    """So many more descriptors are to be had: tried. Raises SetupError."""
     held: list[int] = []
     try:
-        held += [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARE)]
+        for _ in range(number):
+            held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise SetupError(error.errno, reason(error) or str(error)) from None
     finally:
         for fd in held:
             os.close(fd)
+
+
+def check_spare() -> None:
+    """Some descriptors and a process are to be had: tried. Raises SetupError."""
+    check_descriptors(_SPARE)
     if (pid := fork()) == 0:
         os._exit(0)
     os.waitpid(pid, 0)

@@ -69,6 +69,8 @@ class Suite:
     """A module with one case of each verdict."""
     DEVIANT = DEVIANT
     """Of those, the verified and the deviating one."""
+    away = ("-p", "no:randomly", "-p", "no:sugar")
+    """Plugins of others that change order and look: test_plugins.py is about them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,7 +85,8 @@ class Suite:
 
     def command(self, *options: str) -> list[str]:
         """The command line of a run over the folder's cases."""
-        return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests", *options]
+        how = (*self.away, "-p", "no:cacheprovider")
+        return [sys.executable, "-m", "pytest", *how, "tests", *options]
 
     def run(self, *options: str, **extra: object) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
