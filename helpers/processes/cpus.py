@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from helpers.observe import lru_batches
 
@@ -11,6 +13,17 @@ from helpers.observe import lru_batches
 def pin_to_one_cpu() -> None:
     """Keep this process and its later children on one CPU, for good: one batch for all."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+@contextmanager
+def one_cpu() -> Iterator[None]:
+    """The same for the block, then as before."""
+    saved = os.sched_getaffinity(0)
+    pin_to_one_cpu()
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, saved)
 
 
 def keep_to_cpu(index: int) -> None:

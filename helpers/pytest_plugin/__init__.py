@@ -11,6 +11,7 @@ PLUGINS = (
     "helpers.pytest_plugin.fault_injection",
     "helpers.pytest_plugin.options",
     "helpers.pytest_plugin.requirements",
+    "helpers.pytest_plugin.fixtures",
     "helpers.pytest_plugin.header",
     "helpers.pytest_plugin.summary",
     "helpers.pytest_plugin.progress",

@@ -10,7 +10,6 @@ from helpers.memory import mapping
 from helpers.memory.layouts import unmap_pages
 from helpers.observe import lock_accounting
 from helpers.observe.lock_accounting import expect
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("munlock(2)")]
@@ -37,7 +36,8 @@ RELEASES = pytest.mark.parametrize(
 
 
 @RELEASES
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("before", "first", "count", "after"),
     [
         ("LLLLLLLL", 0, 8, "--------"),
@@ -64,7 +64,8 @@ def test_release_takes_exactly_its_pages(release, before, first, count, after):
 
 
 @RELEASES
-@each("kind", ["shared", "memfd-private", "file-shared", "file-private"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["shared", "memfd-private", "file-shared", "file-private"])
 def test_release_of_other_kinds(release, kind):
     """File and shared memory leave VmLck like anonymous memory: head, middle, tail, rest."""
     with mapping(kind, 8, flags=syscalls.MAP_LOCKED) as region:

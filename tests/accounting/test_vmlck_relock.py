@@ -8,7 +8,6 @@ from helpers.memory import mapping
 from helpers.observe import lock_accounting
 from helpers.observe.lock_accounting import expect
 from helpers.processes import Child
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -49,8 +48,9 @@ def test_onfault_then_full_lock_counts_once():
         )
 
 
-@each(("first", "second"), ["LL", "LF", "FL"])
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(("first", "second"), ["LL", "LF", "FL"])
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         ((0, 5), (3, 5)),  # behind

@@ -10,7 +10,6 @@ from helpers.memory import MAPPING_KINDS, mapping, memfd
 from helpers.memory.layouts import unmap_pages
 from helpers.observe import lock_accounting, mincore, pagemap
 from helpers.observe.lock_accounting import expect
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2)")]
@@ -30,7 +29,8 @@ POPULATING = pytest.mark.parametrize("lock", [syscalls.mlock, lock_full], ids=["
 
 
 @POPULATING
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_vmlck_grows_by_locked_length(kind, lock):
     """Locking a mapping of any kind counts and populates every page of it."""
     with mapping(kind, 8) as region:
@@ -44,7 +44,8 @@ def test_vmlck_grows_by_locked_length(kind, lock):
 
 
 @pytest.mark.claim("W17")
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_onfault_lock_counts_at_once(kind):
     """mlock2(MLOCK_ONFAULT) counts every page before any is touched; a touch adds that page to
     Locked and nothing to VmLck."""
@@ -67,8 +68,9 @@ def test_onfault_lock_counts_at_once(kind):
 
 
 @pytest.mark.source("mmap(2) MAP_LOCKED")
-@each("flags", [0, syscalls.MAP_NONBLOCK], ids=["blocking", "nonblock"])
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("flags", [0, syscalls.MAP_NONBLOCK], ids=["blocking", "nonblock"])
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_vmlck_grows_by_mapped_length(kind, flags):
     """mmap(MAP_LOCKED) counts and populates the whole mapping, MAP_NONBLOCK or not."""
     with mapping(kind, 8, flags=syscalls.MAP_LOCKED | flags) as region:
@@ -107,7 +109,8 @@ def test_map_locked_beside_locked_counts(kind):
 PARTS = [(0, 1), (0, 3), (2, 4), (5, 3), (7, 1), (0, 8)]
 
 
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("kind", "first", "count"),
     [
         *(("private", *part) for part in PARTS),
@@ -140,7 +143,8 @@ def test_part_locked_on_fault_counts_alone(first, count):
 
 
 @pytest.mark.needs("mincore")
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("offset", "length", "expected"),
     [
         (0, PAGE, "L-------"),

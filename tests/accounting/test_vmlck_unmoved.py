@@ -10,14 +10,16 @@ from helpers.memory import mapping, memfd
 from helpers.observe import lock_accounting, status
 from helpers.observe.lock_accounting import expect
 from helpers.processes import Child
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2) NOTES")]
 
 
-@each(("kind", "letter"), [("private", "L"), ("private", "F"), ("memfd-shared", "L")])
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
+    ("kind", "letter"), [("private", "L"), ("private", "F"), ("memfd-shared", "L")]
+)
+@pytest.mark.parametrize(
     "prot",
     [syscalls.PROT_NONE, syscalls.PROT_READ, syscalls.PROT_WRITE],
     ids=["none", "read", "write"],

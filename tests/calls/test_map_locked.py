@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, pagemap, status
 from helpers.processes import rlimits
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -23,7 +22,8 @@ def shape(region):
     return maps.locks(region.addr, region.end, PAGE)
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_map_locked_locks_counts_and_populates(kind):
     """mmap(MAP_LOCKED) returns with the whole mapping locked, counted and resident; munlock
     undoes the lock."""

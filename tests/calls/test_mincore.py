@@ -12,7 +12,6 @@ from helpers import syscalls
 from helpers.memory import mapping
 from helpers.memory.layouts import unmap_pages
 from helpers.observe import maps
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE, PROT_NONE, PROT_READ
 
 pytestmark = [pytest.mark.needs("mincore"), pytest.mark.source("mincore(2)")]
@@ -72,7 +71,8 @@ def test_mincore_of_part_of_a_mapping_begins_at_its_address():
         assert seen == wanted, "each part reads as that part of the whole"
 
 
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("length", "entries"),
     [(1, 1), (PAGE - 1, 1), (PAGE, 1), (PAGE + 1, 2), (PAGE + PAGE // 2, 2), (3 * PAGE - 1, 3)],
 )

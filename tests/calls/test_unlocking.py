@@ -8,7 +8,6 @@ import pytest
 from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import MCL_CURRENT, PAGE
 
 pytestmark = [
@@ -30,7 +29,8 @@ def shape(region):
     return maps.locks(region.addr, region.end, PAGE)
 
 
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     "locks",
     [
         (LOCK, LOCK, LOCK),
@@ -40,7 +40,7 @@ def shape(region):
     ],
     ids=lambda locks: "+".join("".join(map(str, how)) for how in locks),
 )
-@each("flags", [0, syscalls.MAP_LOCKED], ids=["mapped", "MAP_LOCKED"])
+@pytest.mark.parametrize("flags", [0, syscalls.MAP_LOCKED], ids=["mapped", "MAP_LOCKED"])
 def test_locks_do_not_stack(locks, flags):
     """However often and by whichever call a page was locked, it is counted once, and one
     munlock takes all of it back."""

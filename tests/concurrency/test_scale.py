@@ -33,10 +33,10 @@ def test_thousands_of_vmas_are_each_counted():
 
 
 @pytest.mark.needs("lock:16", "kpageflags")
+@pytest.mark.usefixtures("one_cpu")
 def test_many_processes_lock_one_file():
     """Fifty processes lock the same pages: each counts them as its own, the pages stay mlocked
     until the last of the processes has ended, and not longer."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-shared", 16) as region:
         region.touch()
         lru_batches.mlock_drain_local()

@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.memory import Region, mapping
 from helpers.observe import maps, page_faults, pagemap, status
 from helpers.processes import Child, ChildKilled
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 N = 8
@@ -31,7 +30,8 @@ def locked(region: Region, flags: int) -> tuple[int, int, list, list]:
     return state(region)
 
 
-@each("kind", ["private", "shared", "memfd-shared", "memfd-private"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared", "memfd-private"])
 @LOCKS
 def test_dontfork_locked_memory_is_absent_in_the_child(kind, flags):
     """A locked mapping with MADV_DONTFORK is not in the child; the parent's lock, VmLck, pages and
@@ -178,7 +178,8 @@ def test_wipeonfork_holds_for_the_next_generation():
         assert seen == (bytes(N), 0), "contents and VmLck of the grandchild"
 
 
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("kind", "expected"),
     [
         ("private", "ok"),
@@ -189,7 +190,7 @@ def test_wipeonfork_holds_for_the_next_generation():
         ("file-shared", "EINVAL"),
     ],
 )
-@each("lock", [True, False], ids=["locked", "unlocked"])
+@pytest.mark.parametrize("lock", [True, False], ids=["locked", "unlocked"])
 def test_wipeonfork_accepts_private_anonymous_memory_only(kind, expected, lock):
     """MADV_WIPEONFORK of locked private anonymous memory succeeds, of shared or file memory fails
     with EINVAL: as without a lock."""

@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.memory import Region, mapping
 from helpers.observe import maps, page_faults, pagemap, status
 from helpers.processes import Child
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE, PAGE_KB
 
 N = 8
@@ -121,8 +120,9 @@ def test_reading_leaves_pages_shared(kind):
 
 
 @pytest.mark.claim("W22", "W3", "W6")
-@each("who", ["parent", "child"])
-@each(("first", "pages"), [(0, 1), (5, 3), (0, N)])
+@pytest.mark.share_process
+@pytest.mark.parametrize("who", ["parent", "child"])
+@pytest.mark.parametrize(("first", "pages"), [(0, 1), (5, 3), (0, N)])
 def test_writes_after_fork_fault_once_a_page(who, first, pages):
     """The first write to each page after fork costs one minor fault, though the parent's memory
     is locked; a second write costs none, and pages not written are not prepaid."""

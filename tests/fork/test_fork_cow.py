@@ -14,8 +14,7 @@ from helpers import syscalls
 from helpers.machine import kernel_version
 from helpers.memory import Region, mapping
 from helpers.observe import lru_batches, page_flags, pagemap, status
-from helpers.processes import Child, cpus
-from helpers.pytest_plugin.each import each
+from helpers.processes import Child
 from helpers.syscalls import PAGE
 
 N = 8
@@ -76,10 +75,10 @@ def sure(bits: list[bool], copied: tuple[int, ...]) -> list[bool]:
 @pytest.mark.claim("W20", "W13")
 @PRIVATE
 @pytest.mark.parametrize("locked", [True, False], ids=["locked", "unlocked"])
+@pytest.mark.usefixtures("one_cpu")
 def test_fork_shares_every_page(kind, locked):
     """After fork parent and child map the same pages, twice each; they are PG_mlocked if and only
     if the parent locked them."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region:
         filled(region)
         if locked:
@@ -98,10 +97,10 @@ def test_fork_shares_every_page(kind, locked):
 @pytest.mark.claim("W20")
 @PRIVATE
 @WRITTEN
+@pytest.mark.usefixtures("one_cpu")
 def test_child_write_copies_that_page_alone(kind, pages):
     """A child's write gives the child a new page for each page written and no other; its copies
     are not PG_mlocked, the parent's pages all stay so."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -125,10 +124,10 @@ def test_child_write_copies_that_page_alone(kind, pages):
 @pytest.mark.claim("W20")
 @PRIVATE
 @WRITTEN
+@pytest.mark.usefixtures("one_cpu")
 def test_parent_write_copies_that_page_alone_and_leaves_the_child_an_unlocked_one(kind, pages):
     """A locked parent's write after fork gives the parent a new, PG_mlocked page for each page
     written and no other; the page left to the child is no longer PG_mlocked."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -148,10 +147,10 @@ def test_parent_write_copies_that_page_alone_and_leaves_the_child_an_unlocked_on
 
 
 @pytest.mark.claim("W20")
+@pytest.mark.usefixtures("one_cpu")
 def test_writes_by_parent_and_child_copy_the_union():
     """Pages 1 and 3 written by the child, 3 and 5 by the parent: these three are not shared, all
     others are, and each process sees its own writes."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -169,9 +168,9 @@ def test_writes_by_parent_and_child_copy_the_union():
 
 @pytest.mark.claim("W21")
 @PRIVATE
+@pytest.mark.usefixtures("one_cpu")
 def test_reading_never_copies(kind):
     """Reads by child and parent, by the processor and by system calls, leave every page shared."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -196,10 +195,10 @@ def read_by_kernel(region: Region) -> bytes:
 
 @pytest.mark.claim("W6")
 @PRIVATE
+@pytest.mark.usefixtures("one_cpu")
 def test_child_mlock_breaks_copy_on_write_of_the_range_locked(kind):
     """A child that locks part of inherited writable memory gets its own PG_mlocked pages there,
     with the contents; the rest stays shared, and the parent's pages stay PG_mlocked."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -220,9 +219,9 @@ def test_child_mlock_breaks_copy_on_write_of_the_range_locked(kind):
             assert sure(mine.mlocked, copied) == kept, "the parent's pages stay PG_mlocked"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_child_mlock_of_pages_its_unlocked_parent_shares():
     """A child's lock of memory that its parent did not lock copies it and marks the copies."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region:
         filled(region)
         with Child() as child:
@@ -235,10 +234,10 @@ def test_child_mlock_of_pages_its_unlocked_parent_shares():
 
 @pytest.mark.claim("W6")
 @pytest.mark.parametrize("parent_locks", [True, False], ids=["locked", "unlocked"])
+@pytest.mark.usefixtures("one_cpu")
 def test_child_onfault_lock_copies_only_what_is_written(parent_locks):
     """A fault-lock in the child leaves inherited pages shared, PG_mlocked now for the child's
     sake too; only a page it then writes is copied, and the copy is PG_mlocked."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region:
         filled(region)
         if parent_locks:
@@ -269,10 +268,10 @@ def test_child_onfault_lock_copies_only_what_is_written(parent_locks):
             assert theirs.mlocked == kept, "only pages shared with a locker stay PG_mlocked"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_child_lock_of_read_only_memory_marks_the_shared_page():
     """A child's lock of a read-only inherited mapping copies nothing and sets PG_mlocked on the
     pages shared with the unlocked parent; the parent's write then gets an unlocked copy."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region:
         filled(region)
         syscalls.mprotect(region.addr, region.size, syscalls.PROT_READ)
@@ -296,10 +295,10 @@ def test_child_lock_of_read_only_memory_marks_the_shared_page():
 
 
 @pytest.mark.claim("W3")
+@pytest.mark.usefixtures("one_cpu")
 def test_parents_second_mlock_takes_back_its_own_pages():
     """mlock again after fork breaks copy-on-write for the parent, though its VMA is locked
     already: no page is shared any more, the parent's are PG_mlocked, the child's are not."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -324,12 +323,13 @@ def let_go(child: Child, call: str, region: Region) -> None:
 
 
 @pytest.mark.claim("W13", "W15")
-@each("written", [(), (1, 4)], ids=["read", "wrote"])
-@each("call", ["munlock", "munmap", "exec", "exit", "SIGKILL"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("written", [(), (1, 4)], ids=["read", "wrote"])
+@pytest.mark.parametrize("call", ["munlock", "munmap", "exec", "exit", "SIGKILL"])
+@pytest.mark.usefixtures("one_cpu")
 def test_child_letting_go_leaves_the_parents_pages_mlocked(call, written):
     """When a child that shares a locked parent's pages, and fault-locked them too, lets them go,
     every page of the parent stays PG_mlocked; pages the parent left to it are gone with it."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -357,11 +357,11 @@ def grandchild_together(region: Region, child_pages: tuple[int, ...], pid: int) 
         return tuple(page_flags.snapshot_processes(region.addr, N, pid, "self", grandchild.pid))
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_three_generations_share_page_by_page():
     """Pages 1 written by the child before it forks, 6 by the grandchild: page 1 is shared by
     those two, 6 by parent and child, all others by the three, and only pages of the locked
     parent are PG_mlocked."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -378,10 +378,10 @@ def test_three_generations_share_page_by_page():
 
 
 @pytest.mark.parametrize("kind", ["shared", "memfd-shared"])
+@pytest.mark.usefixtures("one_cpu")
 def test_shared_memory_is_not_copied(kind):
     """Writes of parent and child to shared memory reach the same locked pages: same page frames,
     two mappings, PG_mlocked, both see both."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region:
         filled(region)
         syscalls.mlock(region.addr, region.size)
@@ -399,10 +399,10 @@ def test_shared_memory_is_not_copied(kind):
 
 
 @pytest.mark.needs("forced-write")
+@pytest.mark.usefixtures("one_cpu")
 def test_forced_write_to_locked_read_only_memory_copies_into_a_locked_page():
     """Writing a locked read-only private file mapping through /proc/self/mem gives it an
     anonymous, PG_mlocked copy of that page alone; the file's page is no longer PG_mlocked."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-shared", N) as file:
         filled(file)
         with mapping("memfd-private", N, prot=syscalls.PROT_READ, fd=file.fd) as region:

@@ -10,7 +10,6 @@ from helpers import syscalls
 from helpers.memory import MAPPING_KINDS, Region, mapping
 from helpers.observe import maps, pagemap, status
 from helpers.processes import Child, run
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [pytest.mark.source("mlock(2) NOTES: Linux notes"), pytest.mark.claim("W19")]
@@ -51,8 +50,9 @@ def lock_by(route: str, region: Region) -> None:
 
 
 @pytest.mark.needs(f"lock:{N}")
-@each("kind", MAPPING_KINDS)
-@each("route", ["mlock", "onfault", "MAP_LOCKED"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.parametrize("route", ["mlock", "onfault", "MAP_LOCKED"])
 def test_fork_child_has_no_lock_and_parent_keeps_its_own(kind, route):
     """A fork child has VmLck 0 and neither lo nor lf on any mapping; the parent's lock, VmLck
     and present pages stay as they were, while the child lives and after it ended."""

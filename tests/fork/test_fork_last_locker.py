@@ -9,8 +9,7 @@ from helpers import syscalls
 from helpers.machine import kernel_version
 from helpers.memory import Region, mapping
 from helpers.observe import lru_batches, mincore, page_flags, pagemap, status
-from helpers.processes import Child, cpus
-from helpers.pytest_plugin.each import each
+from helpers.processes import Child
 from helpers.syscalls import PAGE
 
 N = 4
@@ -57,12 +56,13 @@ def start(region: Region) -> None:
     assert mlocked(region) == NONE, "nobody has locked yet"
 
 
-@each("kind", ["shared", "memfd-shared"])
-@each("way", WAYS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["shared", "memfd-shared"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("one_cpu")
 def test_page_of_an_only_locker_is_released_whichever_way_it_goes(kind, way):
     """PG_mlocked is set when a child locks shared memory and clear once it lets go, by whatever
     way; the unlocked parent's pages stay resident."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region:
         start(region)
         with Child() as child:
@@ -78,11 +78,12 @@ def test_page_of_an_only_locker_is_released_whichever_way_it_goes(kind, way):
 ORDERS = [(WAYS[i], WAYS[(i + 2) % len(WAYS)], WAYS[(i + 3) % len(WAYS)]) for i in range(len(WAYS))]
 
 
-@each("ways", ORDERS, ids="-".join)
+@pytest.mark.share_process
+@pytest.mark.parametrize("ways", ORDERS, ids="-".join)
+@pytest.mark.usefixtures("one_cpu")
 def test_page_of_three_lockers_is_released_by_the_last(ways):
     """A page that three processes locked stays PG_mlocked when the first and the second let go
     and is released by the third, each going its own way."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-shared", N) as region:
         start(region)
         with Child() as first, Child() as second, Child() as third:
@@ -97,11 +98,12 @@ def test_page_of_three_lockers_is_released_by_the_last(ways):
             assert mlocked(region) == NONE, f"no locker left after {ways[2]}"
 
 
-@each("order", list(permutations(range(3))), ids=lambda o: "".join(map(str, o)))
+@pytest.mark.share_process
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=lambda o: "".join(map(str, o)))
+@pytest.mark.usefixtures("one_cpu")
 def test_order_of_unlocking_does_not_matter(order):
     """Parent and two children lock the same pages; in every order of munlock the pages stay
     PG_mlocked until the last."""
-    cpus.pin_to_one_cpu()
     with mapping("shared", N) as region:
         start(region)
         syscalls.mlock(region.addr, region.size)
@@ -119,10 +121,10 @@ def test_order_of_unlocking_does_not_matter(order):
             assert seen == [EVERY, EVERY, NONE], "PG_mlocked after each of the three unlocks"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_lockers_of_overlapping_parts_release_page_by_page():
     """With pages 0 to 2 locked by one child and 1 to 3 by another, each page is released when
     its own last locker goes."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-shared", N) as region:
         start(region)
         with Child() as one, Child() as two:
@@ -137,10 +139,10 @@ def test_lockers_of_overlapping_parts_release_page_by_page():
             assert mlocked(region) == NONE, "no locker left"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_repeated_locks_of_one_process_count_once():
     """A process that locked three times, at once and on fault, is one locker: one munlock
     releases the page."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-shared", N) as region:
         start(region)
         with Child() as child:
@@ -153,10 +155,10 @@ def test_repeated_locks_of_one_process_count_once():
 
 @pytest.mark.parametrize("way", ["munlock", "munmap"])
 @pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.usefixtures("one_cpu")
 def test_two_mappings_of_one_process_are_two_lockers(way, first):
     """A page locked through two mappings of one process counts twice in VmLck and stays
     PG_mlocked until both are unlocked or unmapped, whichever first."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-shared", N) as region:
         start(region)
         with (
@@ -179,9 +181,9 @@ def test_two_mappings_of_one_process_are_two_lockers(way, first):
             assert mlocked(region) == NONE, "no page stays PG_mlocked"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_lock_of_a_page_another_released_sets_the_flag_again():
     """Locked and released by one process, then locked by another: PG_mlocked each time."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-shared", N) as region:
         start(region)
         with Child() as one, Child() as two:
@@ -194,10 +196,10 @@ def test_lock_of_a_page_another_released_sets_the_flag_again():
             assert seen == [EVERY, NONE] * 3, "PG_mlocked after each lock and unlock"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_pages_mapped_around_a_fault_are_locked():
     """A read of one page of a fault-locked file mapping may map its neighbours too: every page it
     mapped, and no other, is PG_mlocked from 5.18 on (before: when reclaim meets it)."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-shared", N) as file:
         start(file)
         with mapping("memfd-shared", N, prot=syscalls.PROT_READ, fd=file.fd) as region:

@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.memory import MAPPING_KINDS, Region, mapping
 from helpers.observe import maps, mincore, pagemap, status
 from helpers.processes import Child
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 N = 6
@@ -32,7 +31,8 @@ NONE = (0, [(0, N, "")], "ok")
 MIDDLE = (2, [(0, 2, ""), (2, 4, "lo"), (4, N, "")], "EBUSY")
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_child_locks_inherited_memory_for_itself(kind):
     """A child may lock what its parent left unlocked, populating it; the parent gets no lock,
     and keeps none when the child unlocks."""
@@ -62,8 +62,9 @@ def test_child_locks_and_unlocks_beside_the_parents_lock(kind):
         assert locks(region) == ALL, "the parent's lock stays"
 
 
-@each("kind", ["private", "shared", "memfd-shared"])
-@each("call", ["munlock", "munlockall", "munmap"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared"])
+@pytest.mark.parametrize("call", ["munlock", "munlockall", "munmap"])
 def test_parents_unlock_leaves_the_childs_lock(kind, call):
     """What the parent unlocks or unmaps stays locked, counted and present in a child that locked
     it too."""
@@ -104,9 +105,10 @@ WAYS = ["munlock", "munlockall", "munmap", "MAP_FIXED", "exec", "exit", "SIGKILL
 
 
 @pytest.mark.claim("W13")
-@each("own", [False, True], ids=["lockless", "locker"])
-@each("kind", ["private", "shared", "memfd-shared"])
-@each("call", WAYS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("own", [False, True], ids=["lockless", "locker"])
+@pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared"])
+@pytest.mark.parametrize("call", WAYS)
 def test_childs_unlock_leaves_the_parents_lock(kind, call, own):
     """However a child lets go of memory its parent locked, and whether or not it had locked it
     too: the parent's VmLck, lo, present pages and contents stay."""

@@ -16,7 +16,7 @@ from helpers.observe import (
     residency,
     status,
 )
-from helpers.processes import Child, cpus
+from helpers.processes import Child
 from helpers.reclaim import drivers
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
@@ -36,10 +36,10 @@ def droppable(pages=N):
 
 
 @pytest.mark.needs("kpageflags")
+@pytest.mark.usefixtures("one_cpu")
 def test_lock_of_droppable_memory_populates_and_marks_nothing():
     """mlock of droppable memory succeeds and brings its pages in; none is mlocked or
     unevictable, nothing is lo or counted."""
-    cpus.pin_to_one_cpu()
     region = droppable()
     assert syscalls.outcome(syscalls.mlock, region.addr, region.size) == "ok", "mlock"
     assert residency.mapped_bits(region) == "1" * N, "populated"

@@ -21,7 +21,6 @@ from helpers.observe import (
     residency,
     status,
 )
-from helpers.processes import cpus
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
 
@@ -69,10 +68,10 @@ def marked(region):
 @FLAGS
 @kinds(*ALL)
 @pytest.mark.parametrize("at_once", [False, True], ids=["by-page", "at-once"])
+@pytest.mark.usefixtures("one_cpu")
 def test_file_on_this_file_system_is_locked(kind, at_once):
     """mlock of a file, shared or private, on this file system brings every page in, mlocked and
     counted, and keeps it; a private one gets copies; munlock leaves no mark."""
-    cpus.pin_to_one_cpu()
     fd = file_of(mounted(kind), N, at_once)
     for how in ("file-shared", "file-private"):
         with mapping(how, N, fd=fd) as region:
@@ -108,10 +107,10 @@ def test_file_on_this_file_system_is_locked(kind, at_once):
 
 @FLAGS
 @kinds("ext4", "xfs", "btrfs")
+@pytest.mark.usefixtures("one_cpu")
 def test_locked_pages_of_this_file_system_are_not_dropped(kind):
     """posix_fadvise(DONTNEED) and sync drop what is cached beside a locked range, and no page of
     it."""
-    cpus.pin_to_one_cpu()
     fd = file_of(mounted(kind), 4 * N, False)
     with mapping("file-shared", N, fd=fd) as region:
         syscalls.mlock(region.addr, region.size)
@@ -129,10 +128,10 @@ def test_locked_pages_of_this_file_system_are_not_dropped(kind):
 
 
 @FLAGS
+@pytest.mark.usefixtures("one_cpu")
 def test_pages_of_ramfs_are_unevictable_with_and_without_a_lock():
     """Pages of ramfs are unevictable by nature; mlock marks and counts them, munlock unmarks them
     and leaves them unevictable."""
-    cpus.pin_to_one_cpu()
     fd = file_of(mounted("ramfs"), N, False)
     with mapping("file-shared", N, fd=fd) as region:
         region.touch()
@@ -170,10 +169,10 @@ def test_copy_up_leaves_the_locked_lower_file():
 
 @FLAGS
 @pytest.mark.needs("thp", f"lock:{huge_pages.HPAGE_PMD_NR}", f"budget:{huge_pages.HPAGE_PMD_NR}")
+@pytest.mark.usefixtures("one_cpu")
 def test_huge_page_of_tmpfs_is_locked_whole_and_in_part():
     """A huge page of tmpfs is mlocked when it lies in a lock as a whole, not when only a part
     does; a hole punched into the file takes that part alone; munlock leaves no mark."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     fd = os.open(mounted("tmpfs-huge") / "file", os.O_RDWR | os.O_CREAT)
     os.ftruncate(fd, huge_pages.HPAGE_PMD_SIZE)

@@ -17,7 +17,7 @@ from helpers.observe import (
     status,
     vmstat,
 )
-from helpers.processes import Child, cpus
+from helpers.processes import Child
 from helpers.syscalls import PAGE, PAGE_KB, process_vm, ptrace
 
 N = 8
@@ -76,10 +76,10 @@ def test_write_from_outside_leaves_locked_memory_locked(way):
     [pytest.param("/proc/PID/mem", marks=pytest.mark.needs("forced-outside")), "ptrace"],
 )
 @pytest.mark.parametrize("kind", ["private", "memfd-private"])
+@pytest.mark.usefixtures("one_cpu")
 def test_write_from_outside_into_locked_read_only_memory_copies_into_a_locked_page(way, kind):
     """A debugger's write into a locked page that is shared and read-only gives the process a
     mlocked copy of its own of that page, present without a fault; the others stay."""
-    cpus.pin_to_one_cpu()
     word = b"\x22" * (syscalls.WORD_BITS // 8)
     with mapping(kind, N) as region:
         if kind == "private":
@@ -162,10 +162,10 @@ def test_locks_of_another_process_are_read_in_its_proc(flags):
 @FLAGS
 @pytest.mark.needs("clear-refs")
 @pytest.mark.parametrize("what", ["1", "2", "3", "4", "5"])
+@pytest.mark.usefixtures("one_cpu")
 def test_clear_refs_leaves_locks(what):
     """Writing to another process's clear_refs (referenced, by kind, soft-dirty, peak) leaves its
     pages present, mlocked and in their frames."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region, Child() as child:
         child.call(region.write)
         child.call(lru_batches.mlock_drain_local)
@@ -207,10 +207,10 @@ def clear_refs(pid, what):
 @pytest.mark.parametrize(
     ("advice", "answer"), [("COLD", "EINVAL"), ("PAGEOUT", "EINVAL"), ("WILLNEED", "ok")]
 )
+@pytest.mark.usefixtures("one_cpu")
 def test_advice_from_outside_takes_no_locked_page(advice, answer, flags):
     """process_madvise by another process takes no locked page: COLD and PAGEOUT give EINVAL,
     WILLNEED of a locked file is accepted and leaves the lock."""
-    cpus.pin_to_one_cpu()
     with mapping("memfd-private" if advice == "WILLNEED" else "private", N) as region:
         with Child() as child:
             number = getattr(syscalls, f"MADV_{advice}")
@@ -236,10 +236,10 @@ def test_advice_from_outside_takes_no_locked_page(advice, answer, flags):
 
 @pytest.mark.needs("process-madvise", "CAP_SYS_NICE", "collapse", "kpageflags")
 @pytest.mark.needs(f"lock:{huge_pages.HPAGE_PMD_NR}", f"budget:{huge_pages.HPAGE_PMD_NR}")
+@pytest.mark.usefixtures("one_cpu")
 def test_collapse_from_outside_keeps_the_lock():
     """process_madvise(MADV_COLLAPSE) by another process makes a mlocked huge page of locked small
     ones, and the owner faults on none of it."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     with huge_pages.thp_aligned_mapping(advise=False) as region, Child() as child:
         child.call(lock, region)

@@ -19,7 +19,7 @@ from helpers.observe import (
     residency,
     status,
 )
-from helpers.processes import Child, cpus
+from helpers.processes import Child
 from helpers.reclaim import drivers
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
@@ -88,10 +88,10 @@ def test_advice_to_merge_leaves_the_lock():
 
 @with_ksmd
 @pytest.mark.parametrize("order", ["locked-first", "merged-first"])
+@pytest.mark.usefixtures("one_cpu")
 def test_merged_pages_of_a_locked_range_are_marked(order, reclaim):
     """Equal locked pages that KSM merges stay present and mlocked as one, and count as before; a
     write gives a mlocked copy, munlock leaves no mark."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region, running(reclaim):
         same(region)
         if order == "locked-first":
@@ -119,9 +119,9 @@ def test_merged_pages_of_a_locked_range_are_marked(order, reclaim):
 
 
 @with_ksmd
+@pytest.mark.usefixtures("one_cpu")
 def test_lock_takes_merged_pages_apart(reclaim):
     """mlock of merged pages gives the writer pages of its own, so that no write faults later."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region, running(reclaim):
         same(region)
         syscalls.madvise(region.addr, region.size, syscalls.MADV_MERGEABLE)
@@ -134,10 +134,10 @@ def test_lock_takes_merged_pages_apart(reclaim):
 
 
 @with_ksmd
+@pytest.mark.usefixtures("one_cpu")
 def test_page_merged_from_locked_and_unlocked_stays_locked(reclaim):
     """A page merged from a locked and an unlocked range stays mlocked for the first, until its
     munlock."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region, mapping("private", N) as other, running(reclaim):
         same(region)
         same(other)

@@ -18,7 +18,7 @@ from helpers.observe import (
     status,
     vmstat,
 )
-from helpers.processes import Child, cpus
+from helpers.processes import Child
 from helpers.reclaim import drivers
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE, PAGE_KB, numa
@@ -59,10 +59,10 @@ def other_node(region):
 @NODES
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["move_pages", "mbind", "migrate_pages"])
+@pytest.mark.usefixtures("one_cpu")
 def test_locked_page_moved_to_another_node_stays_locked(kind, way):
     """move_pages, mbind(MPOL_MF_MOVE) and migrate_pages take locked pages to another node: in new
     frames, mlocked, present, counted and with their contents; munlock unmarks them all."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region:
         contents(region)
         lru_batches.mlock_drain_local()
@@ -133,10 +133,10 @@ def test_locked_huge_page_moved_to_another_node_stays_locked(reclaim):
 
 
 @NODES
+@pytest.mark.usefixtures("one_cpu")
 def test_page_with_two_lockers_moves_with_both():
     """A page locked by two processes is still mlocked, after it was moved, when one of them
     unlocks, and no more when both have."""
-    cpus.pin_to_one_cpu()
     with mapping("shared", N) as region:
         region.touch()
         lru_batches.mlock_drain_local()
@@ -186,10 +186,10 @@ def compact():
 @pytest.mark.needs("budget:2048", "lock:1024")
 @pytest.mark.exclusive
 @pytest.mark.parametrize("allowed", ["1", "0"])
+@pytest.mark.usefixtures("one_cpu")
 def test_compaction_moves_locked_pages_only_where_it_may(reclaim, allowed):
     """Compaction moves locked pages where vm.compact_unevictable_allowed is 1, and they stay
     mlocked, present and intact; where it is 0 it moves unlocked pages and no locked one."""
-    cpus.pin_to_one_cpu()
     pages = 2048
     with reclaim.setting(SYSCTL, allowed), mapping("private", pages) as region:
         region.write(0x42)
@@ -226,10 +226,10 @@ def placed(region):
 @pytest.mark.needs("lock:1024", "budget:1024")
 @pytest.mark.source("memory-hotplug.rst", "mm/memory_hotplug.c")
 @pytest.mark.exclusive
+@pytest.mark.usefixtures("one_cpu")
 def test_locked_pages_outlive_the_memory_they_lie_in(reclaim):
     """When a block of memory is taken away, the locked pages in it move to another: present,
     mlocked, counted and intact."""
-    cpus.pin_to_one_cpu()
     pages = 1024
     # The first block that memory is taken from often holds the kernel's own: fill it.
     available = vmstat.meminfo_kb("MemAvailable") // PAGE_KB

@@ -21,7 +21,7 @@ from helpers.observe import (
     residency,
     status,
 )
-from helpers.processes import Child, cpus, credentials, rlimits
+from helpers.processes import Child, credentials, rlimits
 from helpers.reclaim import drivers
 from helpers.syscalls import PAGE, process_vm
 
@@ -109,9 +109,9 @@ def test_lock_calls_leave_secret_memory_as_it_is(call):
 
 
 @pytest.mark.needs("kpageflags")
+@pytest.mark.usefixtures("one_cpu")
 def test_pages_of_secret_memory_are_unevictable():
     """Every touched page of secret memory is unevictable, and stays so after munlock."""
-    cpus.pin_to_one_cpu()
     with secret() as region:
         region.touch()
         lru_batches.mlock_drain_local()

@@ -8,7 +8,7 @@ import pytest
 from helpers import processes, syscalls
 from helpers.memory import Region, mapping, sysv_segment
 from helpers.observe import lock_accounting, lru_batches, maps, page_flags, pagemap, status, vmstat
-from helpers.processes import Child, cpus, credentials, namespaces, rlimits
+from helpers.processes import Child, credentials, namespaces, rlimits
 from helpers.reclaim import drivers
 from helpers.syscalls import PAGE, sysv
 
@@ -111,10 +111,10 @@ def flags(region):
 
 
 @pytest.mark.needs("CAP_IPC_LOCK", "kpageflags")
+@pytest.mark.usefixtures("one_cpu")
 def test_pages_touched_in_a_locked_segment_are_unevictable():
     """Pages that come into a locked segment are unevictable, not mlocked; SHM_UNLOCK puts all of
     them back at once."""
-    cpus.pin_to_one_cpu()
     with sysv_segment.segment(48) as segment:
         sysv_segment.lock(segment.id)
         segment.region.touch()
@@ -128,9 +128,9 @@ def test_pages_touched_in_a_locked_segment_are_unevictable():
 
 
 @pytest.mark.needs("CAP_IPC_LOCK", "kpageflags", "lock:48")
+@pytest.mark.usefixtures("one_cpu")
 def test_page_locked_both_ways_is_unevictable_until_both_end():
     """A page of a locked segment that is mlocked too stays unevictable when either lock ends."""
-    cpus.pin_to_one_cpu()
     with sysv_segment.segment(48) as segment:
         region = segment.region
         sysv_segment.lock(segment.id)

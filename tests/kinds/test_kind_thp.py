@@ -88,10 +88,10 @@ def seal(region):
 
 @FLAGS
 @pytest.mark.parametrize("way", ["present", "empty", "onfault"])
+@pytest.mark.usefixtures("one_cpu")
 def test_huge_page_locked_whole_is_marked_and_unmarked(way):
     """A huge page is mlocked and unevictable as a whole from its lock, or its fault into a locked
     range, to its munlock; one touch locks all of it."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     with huge_pages.thp_aligned_mapping() as region:
         if way == "present":
@@ -116,9 +116,9 @@ def test_huge_page_locked_whole_is_marked_and_unmarked(way):
 
 
 @FLAGS
+@pytest.mark.usefixtures("one_cpu")
 def test_lock_of_one_huge_page_leaves_its_neighbour():
     """Locking and unlocking one of two neighbouring huge pages marks it alone, and splits none."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     with huge_pages.thp_aligned_mapping(2) as region:
         region.touch()
@@ -312,10 +312,10 @@ def test_locked_huge_page_moves_with_its_mark():
 @pytest.mark.needs("collapse")
 @pytest.mark.source("madvise(2) MADV_COLLAPSE")
 @pytest.mark.parametrize("way", ["mlock", "onfault", "holes"])
+@pytest.mark.usefixtures("one_cpu")
 def test_collapse_of_locked_pages_gives_a_locked_huge_page(way):
     """MADV_COLLAPSE of locked small pages makes one huge page that is mlocked, counted as before
     and needs no fault."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     with huge_pages.thp_aligned_mapping(advise=False) as region:
         syscalls.madvise(region.addr, region.size, syscalls.MADV_NOHUGEPAGE)
@@ -342,9 +342,9 @@ def test_collapse_of_locked_pages_gives_a_locked_huge_page(way):
 
 @FLAGS
 @pytest.mark.needs("collapse")
+@pytest.mark.usefixtures("one_cpu")
 def test_collapse_does_not_cross_the_edge_of_a_lock():
     """MADV_COLLAPSE of a range that is locked in part is refused, and changes no lock."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     with huge_pages.thp_aligned_mapping(advise=False) as region:
         syscalls.madvise(region.addr, region.size, syscalls.MADV_NOHUGEPAGE)
@@ -365,10 +365,10 @@ def test_collapse_does_not_cross_the_edge_of_a_lock():
 
 @FLAGS
 @pytest.mark.needs("shmem-collapse")
+@pytest.mark.usefixtures("one_cpu")
 def test_collapse_of_locked_shared_memory_keeps_the_lock():
     """MADV_COLLAPSE of locked shared memory keeps lock, count, contents and presence; munlock
     leaves no mark on the huge page."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     fd = huge_pages.huge_memfd()
     with huge_pages.thp_aligned_mapping(fd=fd, advise=False) as region:
@@ -449,10 +449,10 @@ def test_huge_page_with_two_lockers_keeps_its_mark_until_the_last():
 
 
 @FLAGS
+@pytest.mark.usefixtures("one_cpu")
 def test_huge_zero_page_is_never_marked():
     """A locked read-only range maps zero pages, huge or not, that are not mlocked; made writable
     it gets pages of its own that are."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     with huge_pages.thp_aligned_mapping(prot=syscalls.PROT_READ) as region:
         syscalls.mlock(region.addr, region.size)
@@ -469,10 +469,10 @@ def test_huge_zero_page_is_never_marked():
 
 
 @FLAGS
+@pytest.mark.usefixtures("one_cpu")
 def test_write_over_a_huge_zero_page_gives_a_locked_page():
     """Memory locked on fault that was read first maps zero pages; the write that follows puts a
     mlocked page in their place, huge or not, and contents that were not written stay zero."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     with huge_pages.thp_aligned_mapping() as region:
         syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
@@ -502,9 +502,9 @@ def steady(name, moves, pages):
 @FLAGS
 @pytest.mark.needs(f"lock:{max(N, 512)}", f"budget:{max(N, 512)}")
 @pytest.mark.exclusive
+@pytest.mark.usefixtures("one_cpu")
 def test_huge_page_counts_with_all_its_pages():
     """nr_mlock, nr_unevictable and the events move by a huge page's pages, not by one."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     count = max(1, 512 // N)  # far more pages than neighbours move
     pages = count * N
@@ -544,10 +544,10 @@ def lay_out(half):
 @pytest.mark.source("mm/vmscan.c shrink_folio_list", "mm/rmap.c try_to_unmap_one")
 @pytest.mark.claim("W1", "W14", "W17")
 @pytest.mark.parametrize("order", ["locked-in-part", "unlocked-in-part", "unmapped-in-part"])
+@pytest.mark.usefixtures("one_cpu")
 def test_reclaim_splits_a_huge_page_and_takes_only_what_is_not_locked(reclaim, order):
     """Under pressure a huge page that is locked in part loses its unlocked pages and no other: it
     is split, and every locked page is mlocked, unless a swap area takes huge pages whole."""
-    cpus.pin_to_one_cpu()
     with huge_pages.thp_aligned_mapping() as region, reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         child.call(lay_out, region)
@@ -592,10 +592,10 @@ def test_reclaim_splits_a_huge_page_and_takes_only_what_is_not_locked(reclaim, o
 @pytest.mark.needs("cgroup", "swap")
 @pytest.mark.source("mm/vmscan.c shrink_folio_list", "mm/rmap.c try_to_unmap_one")
 @pytest.mark.claim("W1", "W14")
+@pytest.mark.usefixtures("one_cpu")
 def test_reclaim_of_a_huge_page_whose_first_page_is_locked(reclaim):
     """Under pressure a huge page of which the first page is locked is split and loses the others,
     or, where a swap area takes huge pages whole, it stays whole."""
-    cpus.pin_to_one_cpu()
     with huge_pages.thp_aligned_mapping(2) as region, reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         child.call(lay_out, region)

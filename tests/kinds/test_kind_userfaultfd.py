@@ -20,7 +20,6 @@ from helpers.observe import (
     residency,
     status,
 )
-from helpers.processes import cpus
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE, userfaultfd
 
@@ -122,10 +121,10 @@ def test_lock_on_fault_asks_the_handler_for_nothing():
 @UFFD
 @FLAGS
 @KINDS
+@pytest.mark.usefixtures("one_cpu")
 def test_page_copied_into_a_locked_range_is_marked(kind):
     """UFFDIO_COPY into a locked range gives pages that are mlocked and need no fault; into an
     unlocked one, pages that are not."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, N) as region, mapping("private", N) as source, userfaultfd.open_fd() as fd:
         source.write(0x42)
         userfaultfd.register(fd, region)
@@ -144,10 +143,10 @@ def test_page_copied_into_a_locked_range_is_marked(kind):
 
 @UFFD
 @FLAGS
+@pytest.mark.usefixtures("one_cpu")
 def test_zero_page_in_a_locked_range_is_not_marked_its_copy_is():
     """UFFDIO_ZEROPAGE maps the zero page, which is nobody's to lock; the write that follows gives
     a mlocked page."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region, userfaultfd.open_fd() as fd:
         userfaultfd.register(fd, region)
         syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
@@ -162,10 +161,10 @@ def test_zero_page_in_a_locked_range_is_not_marked_its_copy_is():
 @UFFD
 @FLAGS
 @pytest.mark.needs("uffd-protect")
+@pytest.mark.usefixtures("one_cpu")
 def test_write_protection_of_locked_pages_keeps_them():
     """UFFDIO_WRITEPROTECT of locked pages leaves them present, mlocked and counted, on and off;
     a reported write goes through to the same frame."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as region, userfaultfd.open_fd() as fd:
         region.write(0x21)
         lru_batches.mlock_drain_local()
@@ -190,13 +189,13 @@ def test_write_protection_of_locked_pages_keeps_them():
 @UFFD
 @FLAGS
 @pytest.mark.needs("uffd-minor")
+@pytest.mark.usefixtures("one_cpu")
 def test_page_of_the_cache_mapped_into_a_locked_range_is_marked():
     """UFFDIO_CONTINUE maps a page that the file has already into a locked range: mlocked."""
     if BEFORE_5_18:
         pytest.skip(
             "needs a kernel from 5.18 on: before cea86fe246b6 file faults leave the mark to reclaim"
         )
-    cpus.pin_to_one_cpu()
     fd = memory.memfd(N * PAGE)
     with (
         mapping("memfd-shared", N, fd=fd) as other,
@@ -220,10 +219,10 @@ def test_page_of_the_cache_mapped_into_a_locked_range_is_marked():
 @FLAGS
 @pytest.mark.needs("uffd-move")
 @pytest.mark.parametrize("locked", [True, False], ids=["locked", "unlocked"])
+@pytest.mark.usefixtures("one_cpu")
 def test_page_moved_between_equal_ranges_keeps_its_mark(locked):
     """UFFDIO_MOVE between two locked ranges takes frame, contents and mark along; the place it
     leaves is empty, both counts stand; between unlocked ranges nothing is marked."""
-    cpus.pin_to_one_cpu()
     with mapping("private", N) as source, mapping("private", N) as target:
         source.write(0x61)
         lru_batches.mlock_drain_local()
@@ -256,10 +255,10 @@ def test_page_moved_between_equal_ranges_keeps_its_mark(locked):
 @pytest.mark.parametrize(
     "pages", [huge_pages.HPAGE_PMD_NR, huge_pages.HPAGE_PMD_NR // 4], ids=["whole", "part"]
 )
+@pytest.mark.usefixtures("one_cpu")
 def test_huge_page_moved_between_locked_ranges_stays_locked(pages):
     """UFFDIO_MOVE of a locked huge page, or of a part of it, keeps every page present and counted;
     a whole one keeps its mark, of one that was split each page has it."""
-    cpus.pin_to_one_cpu()
     huge_pages.enable_thp()
     with huge_pages.thp_aligned_mapping() as source, huge_pages.thp_aligned_mapping() as target:
         source.touch(0x61)

@@ -13,7 +13,6 @@ from helpers.processes.rlimits import (
     soft_memlock_limit,
     unprivileged_with_limit,
 )
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.source("mlock(2) ERRORS", "getrlimit(2) RLIMIT_MEMLOCK")]
@@ -138,7 +137,8 @@ def test_limit_below_one_page_refuses_mlockall_with_enomem(limit):
         assert locked_pages() == 0, "nothing is locked"
 
 
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("offset", "length", "pages"),
     [
         (0, 4 * PAGE - 1, 4),
@@ -187,7 +187,8 @@ def test_limit_refuses_every_longer_range_and_no_other():
         assert locked_pages() == 0, "all is given back"
 
 
-@each("kind", memory.MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", memory.MAPPING_KINDS)
 @pytest.mark.needs("limit:4")
 def test_limit_holds_for_mlock_of_each_kind(kind):
     """mlock of anonymous and file memory, private and shared, obeys the limit to the page."""
@@ -202,7 +203,8 @@ def test_limit_holds_for_mlock_of_each_kind(kind):
         assert locked_pages() == 4, "four pages are counted"
 
 
-@each("kind", memory.MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", memory.MAPPING_KINDS)
 @pytest.mark.needs("limit:4")
 def test_limit_holds_for_map_locked_of_each_kind(kind):
     """mmap(MAP_LOCKED) of anonymous and file memory, private and shared, obeys the limit to

@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, status
 from helpers.processes.rlimits import set_soft_memlock, unprivileged_with_limit
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mremap(2) ERRORS EAGAIN")]
@@ -74,7 +73,8 @@ def test_mremap_growth_up_to_the_limit_succeeds(grow, onfault):
 
 
 @WAYS
-@each("limit", [0, 2 * PAGE], ids=["0", "2P"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("limit", [0, 2 * PAGE], ids=["0", "2P"])
 @pytest.mark.source("gVisor MremapLocked.RlimitMemlockZero")
 def test_mremap_growth_under_a_lowered_limit_gives_eagain(grow, limit):
     """Growth of locked memory under a limit lowered since, to 0 even, gives EAGAIN, never

@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
 from helpers.processes.rlimits import soft_memlock_limit, unprivileged_with_limit
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mm/mlock.c do_mlock")]
@@ -67,7 +66,8 @@ OVERLAPS = {
 }
 
 
-@each(("before", "now", "union"), OVERLAPS.values(), ids=OVERLAPS)
+@pytest.mark.share_process
+@pytest.mark.parametrize(("before", "now", "union"), OVERLAPS.values(), ids=OVERLAPS)
 def test_overlap_counts_new_pages_only(before, now, union):
     """A range that overlaps locked memory is allowed exactly if the union of both fits the
     limit; else it is refused and changes nothing.

@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
 from helpers.processes.rlimits import set_soft_memlock, soft_memlock_limit, unprivileged_with_limit
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mlock(2) Limits and permissions")]
@@ -56,7 +55,8 @@ WAYS = (
 )  # fmt: skip
 
 
-@each("release", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.share_process
+@pytest.mark.parametrize("release", WAYS, ids=lambda way: way.__name__)
 def test_released_pages_can_be_locked_again_exactly(release):
     """Each way of taking two of six locked pages away gives the limit two pages back,
     exactly.
@@ -273,7 +273,10 @@ LOCKS = {
 }
 
 
-@each(("lock", "refusal"), LOCKS.items(), ids=lambda v: getattr(v, "__name__", v))
+@pytest.mark.share_process
+@pytest.mark.parametrize(
+    ("lock", "refusal"), LOCKS.items(), ids=lambda v: getattr(v, "__name__", v)
+)
 @pytest.mark.source("POSIX mlock: on failure no lock is changed", "mlock-random-test.c")
 def test_refused_lock_changes_nothing(lock, refusal):
     """A lock refused for the limit leaves VmLck, VMAs, locks, present pages and contents as

@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, pagemap, status
 from helpers.processes.rlimits import set_soft_memlock, soft_memlock_limit, unprivileged_with_limit
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
@@ -197,7 +196,8 @@ def test_munlock_needs_no_privilege():
 
 
 @pytest.mark.needs("CAP_IPC_LOCK")
-@each("lock", ROUTES, ids=lambda route: route.__name__)
+@pytest.mark.share_process
+@pytest.mark.parametrize("lock", ROUTES, ids=lambda route: route.__name__)
 def test_zero_limit_does_not_bind_the_capability(lock):
     """With CAP_IPC_LOCK every call that locks a range succeeds at limit 0, and so does locking
     no bytes.

@@ -11,7 +11,7 @@ from helpers import syscalls
 from helpers.machine import kernel_version, timeouts
 from helpers.memory import mapping
 from helpers.observe import lru_batches, mlock_counters
-from helpers.processes import Child, cpus
+from helpers.processes import Child
 from helpers.reclaim import control_pairs
 from helpers.requirements.inconclusive import inconclusive
 
@@ -82,9 +82,9 @@ def give_up(region):
 
 @pytest.mark.exclusive
 @pytest.mark.parametrize("way", ["present", "faulted"])
+@pytest.mark.usefixtures("one_cpu")
 def test_machine_counters_follow_lock_and_unlock(way):
     """nr_mlock, nr_unevictable, meminfo and the nodes grow by the pages locked, and fall again."""
-    cpus.pin_to_one_cpu()
     with mapping("private", PAGES) as region:
         region.touch()
         lru_batches.mlock_drain_local()
@@ -109,9 +109,9 @@ def test_machine_counters_follow_lock_and_unlock(way):
 
 @pytest.mark.exclusive
 @pytest.mark.parametrize("way", ["munmap", "exit"])
+@pytest.mark.usefixtures("one_cpu")
 def test_machine_counters_fall_when_locked_memory_is_given_up(way):
     """Unmapping locked memory, and the death of its owner, take its pages off the counters."""
-    cpus.pin_to_one_cpu()
     held = []
 
     def take():
@@ -148,12 +148,12 @@ def unevictable(group):
 @pytest.mark.needs("cgroup")
 @pytest.mark.source("cgroup-v1/memory.rst", "cgroup-v2.rst memory.stat")
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
+@pytest.mark.usefixtures("one_cpu")
 def test_cgroups_own_counter_is_its_locked_pages(reclaim, kind):
     """memory.stat's unevictable is exactly the locked pages of the cgroup, and 0 without any."""
     # Before 5.15 each CPU keeps up to 32 pages of a change to itself; since then the sum is
     # folded at once for a large change, and within two seconds for any.
     slack = 64 if kernel_version.version() < (5, 15, 0) else 0
-    cpus.pin_to_one_cpu()
     with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         region = child.call(lock_new_of, kind, PAGES)

@@ -103,9 +103,9 @@ def test_file_page_stays_until_its_last_locker_lets_go(reclaim, first, last):
 @pytest.mark.needs("swap")
 @pytest.mark.parametrize("order", ["first", "second"])
 @pytest.mark.parametrize("way", ["munlock", "munmap"])
+@pytest.mark.usefixtures("one_cpu")
 def test_other_mappings_of_the_same_process_count_too(reclaim, order, way):
     """A page locked through two mappings of one process stays until the lock of both is gone."""
-    cpus.pin_to_one_cpu()
     with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         witness, one, other, control = child.call(map_four, SIZE)
@@ -142,9 +142,9 @@ def map_four(pages):
 
 @pytest.mark.needs("swap")
 @pytest.mark.parametrize("locker", ["parent", "child"])
+@pytest.mark.usefixtures("one_cpu")
 def test_inherited_private_page_stays_through_one_lock(reclaim, locker):
     """Pages a parent and its child share since fork stay in both while only one locks them."""
-    cpus.pin_to_one_cpu()
     with (
         mapping("private", SIZE) as control,
         mapping("private", SIZE) as region,

@@ -11,7 +11,6 @@ from helpers.machine import kernel_version
 from helpers.memory import mapping, scratch_file
 from helpers.observe import lru_batches, page_flags
 from helpers.processes import Child
-from helpers.processes.cpus import pin_to_one_cpu
 from helpers.reclaim import control_pairs, drivers, range_state
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
@@ -44,9 +43,9 @@ def seen(region, pid="self"):
 
 
 @KINDS
+@pytest.mark.usefixtures("one_cpu")
 def test_present_pages_are_marked_by_mlock_and_unmarked_by_munlock(kind):
     """mlock marks every page that was present, the last one too, and munlock unmarks every one."""
-    pin_to_one_cpu()
     with mapping(kind, PAGES) as region:
         region.touch()
         lru_batches.mlock_drain_local()
@@ -59,9 +58,9 @@ def test_present_pages_are_marked_by_mlock_and_unmarked_by_munlock(kind):
 
 @KINDS
 @pytest.mark.parametrize("write", [True, False], ids=["written", "read"])
+@pytest.mark.usefixtures("one_cpu")
 def test_pages_faulted_in_by_the_lock_are_marked(kind, write):
     """mlock of a range that was never touched brings every page in and marks it."""
-    pin_to_one_cpu()
     if not write and kind == "private":
         prot = syscalls.PROT_RW  # a read-only one would map the zero page
     else:
@@ -75,11 +74,11 @@ def test_pages_faulted_in_by_the_lock_are_marked(kind, write):
 
 @KINDS
 @pytest.mark.parametrize("way", ["onfault", "inaccessible"])
+@pytest.mark.usefixtures("one_cpu")
 def test_pages_faulted_in_later_are_marked(kind, way):
     """A page that is first touched when its range is locked already is marked as it comes in."""
     if BEFORE_5_18 and kind in {"shared", "memfd-shared", "file-shared"}:
         pytest.skip("needs 5.18: before, file faults leave the marking to reclaim")
-    pin_to_one_cpu()
     prot = syscalls.PROT_NONE if way == "inaccessible" else syscalls.PROT_RW
     flags = syscalls.MAP_LOCKED if way == "inaccessible" else 0
     with mapping(kind, PAGES, prot=prot, flags=flags) as region:
@@ -94,9 +93,9 @@ def test_pages_faulted_in_later_are_marked(kind, way):
 
 
 @KINDS
+@pytest.mark.usefixtures("one_cpu")
 def test_lock_marks_its_own_pages_and_no_neighbour(kind):
     """Locking and unlocking parts marks and unmarks exactly their pages."""
-    pin_to_one_cpu()
     with mapping(kind, PAGES) as region:
         region.touch()
         lru_batches.mlock_drain_local()
@@ -115,9 +114,9 @@ def test_lock_marks_its_own_pages_and_no_neighbour(kind):
         assert seen(region) == expected, "and the first"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_marks_survive_fork_and_the_childs_exit():
     """fork, a child's writes and its exit leave the marks of the parent's pages as they are."""
-    pin_to_one_cpu()
     with mapping("private", PAGES) as region:
         region.touch()
         lru_batches.mlock_drain_local()
@@ -134,9 +133,9 @@ def test_marks_survive_fork_and_the_childs_exit():
 
 @pytest.mark.claim("W18")
 @pytest.mark.parametrize("end", ["munmap", "exit", "SIGKILL", "exec", "munlockall"])
+@pytest.mark.usefixtures("one_cpu")
 def test_end_of_the_only_lock_unmarks_pages_that_live_on(end):
     """However a lock ends, the pages others still map are neither mlocked nor unevictable."""
-    pin_to_one_cpu()
     with mapping("shared", PAGES) as region:
         region.touch()
         lru_batches.mlock_drain_local()
@@ -202,9 +201,9 @@ def test_lock_of_pages_in_a_batch_holds_and_is_repaired(reclaim, where, pages):
 
 @pytest.mark.needs("cgroup", "disk-file")
 @pytest.mark.claim("W17")
+@pytest.mark.usefixtures("one_cpu")
 def test_page_unmapped_and_locked_again_at_once_is_repaired(reclaim):
     """A locked file page that is unmapped and at once mapped locked again holds under pressure."""
-    pin_to_one_cpu()
     with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
         control = child.call(control_pairs.make_pairs, ("file-shared",), "mlock", PAGES)[

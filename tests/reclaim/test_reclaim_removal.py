@@ -9,7 +9,7 @@ import pytest
 from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import lru_batches, page_flags, pagemap
-from helpers.processes import Child, cpus
+from helpers.processes import Child
 from helpers.syscalls import PAGE, vmsplice
 
 SIZE = vmsplice.PIPE_PAGES
@@ -46,9 +46,9 @@ def marked(frames):
 
 @pytest.mark.parametrize("kind", ["memfd-private", "memfd-shared", *ON_DISK])
 @pytest.mark.parametrize("way", ["truncate", "hole"])
+@pytest.mark.usefixtures("one_cpu")
 def test_file_pages_taken_away_are_not_left_mlocked(kind, way):
     """Truncating a file under a lock takes its pages and copies, a hole its pages: all unmarked."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, SIZE) as region, vmsplice.frame_pipe() as pipe:
         frames, before = hold_marked(pipe, region)
         assert before == SIZE, "locked pages are mlocked"
@@ -64,9 +64,9 @@ def test_file_pages_taken_away_are_not_left_mlocked(kind, way):
 
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared", *ON_DISK])
 @pytest.mark.parametrize("end", ["munmap", "exit", "SIGKILL", "exec", "DONTNEED"])
+@pytest.mark.usefixtures("one_cpu")
 def test_locked_pages_are_not_left_mlocked_by_the_end_of_their_mapping(kind, end):
     """munmap, exit, a kill, exec and MADV_DONTNEED_LOCKED leave no page of a lock mlocked."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, SIZE) as region, vmsplice.frame_pipe() as pipe, Child() as child:
         frames, before = child.call(hold_marked, pipe, region)
         assert before == SIZE, "locked pages are mlocked"
@@ -92,9 +92,9 @@ def test_locked_pages_are_not_left_mlocked_by_the_end_of_their_mapping(kind, end
 
 
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
+@pytest.mark.usefixtures("one_cpu")
 def test_mapping_over_locked_pages_leaves_none_mlocked(kind):
     """MAP_FIXED over part of a locked range unmarks exactly the pages it replaces."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, SIZE) as region, vmsplice.frame_pipe() as pipe:
         frames, before = hold_marked(pipe, region)
         assert before == SIZE, "locked pages are mlocked"

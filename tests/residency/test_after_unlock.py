@@ -6,7 +6,6 @@ import pytest
 from helpers import syscalls
 from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, page_faults, residency, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -20,7 +19,8 @@ NONE, ALL = "0" * PAGES, "1" * PAGES
 NO_FAULT = page_faults.Faults(0, 0)
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_munlock_leaves_pages_resident(kind):
     """munlock leaves every page present with its contents; reading them causes no fault."""
     before = status.vmlck_pages()

@@ -6,7 +6,6 @@ import pytest
 from helpers import syscalls
 from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, page_faults, residency, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -23,7 +22,8 @@ def mincore_of(kind, pages):
     return ALL if kind.startswith("file") else pages
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.claim("W17")
 def test_fault_lock_populates_nothing(kind):
     """mlock2(MLOCK_ONFAULT) counts all of an untouched range and brings in no page of it."""
@@ -39,7 +39,8 @@ def test_fault_lock_populates_nothing(kind):
         assert (vma.field_kb("Rss"), vma.field_kb("Locked")) == (0, 0), "nothing is resident"
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.claim("W17")
 def test_write_to_fault_locked_memory_populates_that_page_only(kind):
     """A write to fault-locked memory brings in the page written, and VmLck does not move."""
@@ -66,7 +67,8 @@ def test_read_of_fault_locked_memory_populates_that_page_only(kind):
         assert residency.of(region) == residency.all_say("00100000"), "page 2 is present, no other"
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_fault_lock_keeps_present_pages_and_adds_none(kind):
     """mlock2(MLOCK_ONFAULT) of partly present memory keeps those pages and brings in no other."""
     with mapping(kind, PAGES) as region:
@@ -121,8 +123,9 @@ ONFAULT_ROUTES = {
 }
 
 
-@each("kind", ["private", "memfd-shared", "file-private"])
-@each("flags", ONFAULT_ROUTES.values(), ids=ONFAULT_ROUTES)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
+@pytest.mark.parametrize("flags", ONFAULT_ROUTES.values(), ids=ONFAULT_ROUTES)
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_ONFAULT")
 def test_mlockall_current_onfault_populates_nothing(flags, kind):
@@ -140,8 +143,9 @@ def test_mlockall_current_onfault_populates_nothing(flags, kind):
         assert later == "10000100", "a touch brings in its page"
 
 
-@each("later", [0, syscalls.MCL_FUTURE], ids=["CURRENT", "CURRENT,FUTURE"])
-@each("kind", ["private", "memfd-shared", "file-private"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("later", [0, syscalls.MCL_FUTURE], ids=["CURRENT", "CURRENT,FUTURE"])
+@pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_ONFAULT")
 def test_mlockall_current_populates_what_was_fault_locked(kind, later):
@@ -166,8 +170,9 @@ NEW = {
 }
 
 
-@each("flags", NEW.values(), ids=NEW)
-@each("kind", ["private", "memfd-shared"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("flags", NEW.values(), ids=NEW)
+@pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_FUTURE, MCL_ONFAULT")
 def test_mapping_made_under_future_onfault_is_not_populated(kind, flags):

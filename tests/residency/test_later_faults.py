@@ -9,7 +9,6 @@ from helpers import memory, processes, syscalls
 from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps, page_faults, residency
 from helpers.observe.page_faults import Faults
-from helpers.pytest_plugin.each import each
 
 pytestmark = [
     pytest.mark.needs("lock:8"),
@@ -31,7 +30,8 @@ def flags_of(route):
     return syscalls.MAP_LOCKED if route == "MAP_LOCKED" else 0
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_reading_locked_memory_does_not_fault(kind):
     """Reading locked memory that was never touched causes no fault; unlocked memory does."""
     with mapping(kind, PAGES) as control:
@@ -46,8 +46,9 @@ def test_reading_locked_memory_does_not_fault(kind):
         assert unlocked.minor >= least, "the same reads of unlocked memory do fault"
 
 
-@each("kind", OWN)
-@each("route", ROUTES)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.claim("W6")
 def test_writing_locked_private_memory_does_not_fault(route, kind):
     """Writing locked private memory that was never touched causes no fault, be it anonymous or a

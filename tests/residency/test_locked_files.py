@@ -9,7 +9,6 @@ import pytest
 from helpers import memory, processes, syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, page_faults, residency, status
-from helpers.pytest_plugin.each import each
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
 
@@ -181,7 +180,8 @@ def test_mlockall_ignores_ranges_past_end_of_file():
 
 
 @PAST_END
-@each("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
 def test_truncation_takes_locked_pages(kind, lf):
     """Truncating a file takes its pages out of a locked mapping, private copies too; lock and VmLck
     stay, and pages of the file grown again come in when touched."""

@@ -10,7 +10,6 @@ import pytest
 from helpers import memory, syscalls
 from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps, residency, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -33,7 +32,8 @@ TAKING = [
 
 
 @pytest.mark.needs("pageout")
-@each(("advice", "kind"), TAKING)
+@pytest.mark.share_process
+@pytest.mark.parametrize(("advice", "kind"), TAKING)
 def test_advice_that_takes_pages_is_refused(advice, kind):
     """MADV_DONTNEED, FREE, COLD, PAGEOUT and REMOVE of locked or fault-locked memory give EINVAL
     and leave pages and contents as they are; without the lock the same advice is taken."""

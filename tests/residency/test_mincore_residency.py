@@ -11,7 +11,6 @@ from helpers import memory, processes, syscalls
 from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import mincore, residency
 from helpers.processes import credentials
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("mincore"), pytest.mark.source("mincore(2)")]
@@ -81,7 +80,8 @@ def test_mincore_of_a_file_tells_of_the_page_cache(kind):
 
 
 @pytest.mark.needs("lock:8")
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_mincore_reports_locked_pages_once_dropped(kind):
     """mincore calls locked pages resident; after munlock and MADV_DONTNEED an anonymous mapping's
     are gone, while a file's stay in the page cache."""

@@ -6,7 +6,6 @@ import pytest
 from helpers import memory, syscalls
 from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:8"), pytest.mark.source("msync(2) ERRORS EBUSY")]
@@ -45,7 +44,8 @@ def invalidate(addr, size):
 LOCKS = (syscalls.MLOCK_ONFAULT, 0)
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_msync_invalidate_of_locked_memory_is_busy(kind):
     """msync with MS_INVALIDATE, alone or with MS_SYNC or MS_ASYNC, gives EBUSY on locked memory of
     every kind, populated or not; without it, or unlocked, it succeeds; bad flags are EINVAL."""

@@ -10,8 +10,6 @@ from helpers import memory, syscalls
 from helpers.machine import kernel_version
 from helpers.memory import layouts, mapping
 from helpers.observe import lru_batches, page_flags, residency
-from helpers.processes import cpus
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -98,12 +96,12 @@ SOME = ("mlock", "touch,mlock", "on-fault,touch")
         ),
     ],
 )
+@pytest.mark.usefixtures("one_cpu")
 def test_lock_marks_every_page_until_munlock(kind, route):
     """Every page of locked memory is PG_mlocked and on the unevictable list; after munlock it is
     neither, and back on an ordinary list."""
     if route == "on-fault,touch":
         needs_marks_at_fault(kind)
-    cpus.pin_to_one_cpu()
     lock = ROUTES[route]
     with mapping(kind, PAGES, flags=0 if lock else syscalls.MAP_LOCKED) as region:
         if lock:
@@ -116,9 +114,9 @@ def test_lock_marks_every_page_until_munlock(kind, route):
 @pytest.mark.needs("lock-all")
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 @pytest.mark.parametrize("flag", ["MCL_CURRENT", "MCL_FUTURE"])
+@pytest.mark.usefixtures("one_cpu")
 def test_mlockall_marks_every_page_until_munlockall(flag, kind):
     """Every page locked by mlockall is PG_mlocked, and no longer after munlockall."""
-    cpus.pin_to_one_cpu()
     with ExitStack() as stack:
         if flag == "MCL_CURRENT":
             region = stack.enter_context(mapping(kind, PAGES))
@@ -132,12 +130,13 @@ def test_mlockall_marks_every_page_until_munlockall(flag, kind):
         assert marks(region) == marked(NONE), "unlocked"
 
 
-@each("touched", [True, False], ids=["present", "absent"])
-@each("kind", ["private", "memfd-private", "memfd-shared"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("touched", [True, False], ids=["present", "absent"])
+@pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared"])
+@pytest.mark.usefixtures("one_cpu")
 def test_lock_of_part_marks_that_part_only(kind, touched):
     """mlock marks the pages of its range, first and last too, present before or not, and no page
     beside them; munlock of one takes the mark from that one."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, PAGES) as region:
         if touched:
             region.touch()
@@ -152,11 +151,11 @@ def test_lock_of_part_marks_that_part_only(kind, touched):
 
 @pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared"])
 @pytest.mark.claim("W17")
+@pytest.mark.usefixtures("one_cpu")
 def test_fault_lock_marks_present_and_touched_pages(kind):
     """mlock2(MLOCK_ONFAULT) marks the pages that are present, and each further one when it is
     touched."""
     needs_marks_at_fault(kind)
-    cpus.pin_to_one_cpu()
     with mapping(kind, PAGES) as region:
         region.sub(0, 1).touch()
         region.sub(7, 1).touch()
@@ -166,10 +165,10 @@ def test_fault_lock_marks_present_and_touched_pages(kind):
         assert mlocked(region) == "10011001", "and the two touched now, at once"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_read_fault_marks_every_page_it_maps():
     """A read of a fault-locked file mapping marks every page that comes in with it."""
     needs_marks_at_fault("memfd-shared")
-    cpus.pin_to_one_cpu()
     fd = memory.memfd(PAGES * PAGE)
     os.pwrite(fd, b"x" * (PAGES * PAGE), 0)
     with mapping("memfd-shared", PAGES, fd=fd) as region:
@@ -184,10 +183,10 @@ def test_read_fault_marks_every_page_it_maps():
 
 
 @pytest.mark.parametrize("first", [0, 1], ids=["first-locker", "second-locker"])
+@pytest.mark.usefixtures("one_cpu")
 def test_munlock_of_one_mapping_leaves_the_other_locked(first):
     """A page locked through two mappings keeps its mark until both have unlocked it, in either
     order."""
-    cpus.pin_to_one_cpu()
     with ExitStack() as stack:
         fd = memory.memfd(PAGES * PAGE)
         stack.callback(os.close, fd)
@@ -207,11 +206,11 @@ def test_munlock_of_one_mapping_leaves_the_other_locked(first):
 
 
 @pytest.mark.parametrize("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
+@pytest.mark.usefixtures("one_cpu")
 def test_munmap_of_locked_memory_unmarks_pages_that_live_on(lf):
     """munmap of locked memory takes the mark from shared pages that live on; those of its other
     pages stay."""
     needs_marks_at_fault("shared")
-    cpus.pin_to_one_cpu()
     with ExitStack() as stack:
         fd = memory.memfd(PAGES * PAGE)
         stack.callback(os.close, fd)
@@ -227,9 +226,9 @@ def test_munmap_of_locked_memory_unmarks_pages_that_live_on(lf):
 
 
 @pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared"])
+@pytest.mark.usefixtures("one_cpu")
 def test_marks_stay_when_the_mapping_changes(kind):
     """mprotect and mremap of locked memory leave the marks on its pages, and mark what they add."""
-    cpus.pin_to_one_cpu()
     with mapping(kind, PAGES) as region, mapping("private", PAGES) as elsewhere:
         layouts.unmap_pages(region, 5, 3)
         syscalls.mlock(region.addr, 5 * PAGE)
@@ -241,9 +240,9 @@ def test_marks_stay_when_the_mapping_changes(kind):
         assert mlocked(elsewhere) == ALL, "moved by mremap and grown"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_marks_of_pages_that_replace_truncated_ones():
     """Pages of a locked mapping that truncation took are marked when they come in again."""
-    cpus.pin_to_one_cpu()
     fd = memory.memfd(PAGES * PAGE)
     with mapping("memfd-private", PAGES, fd=fd) as region:
         syscalls.mlock(region.addr, region.size)
@@ -256,10 +255,10 @@ def test_marks_of_pages_that_replace_truncated_ones():
 
 
 @pytest.mark.needs("dontneed-locked")
+@pytest.mark.usefixtures("one_cpu")
 def test_marks_of_pages_that_replace_dropped_ones():
     """After MADV_DONTNEED_LOCKED a read maps the zero page, unmarked; a write brings in a marked
     page."""
-    cpus.pin_to_one_cpu()
     with mapping("private", PAGES) as region:
         syscalls.mlock(region.addr, region.size)
         syscalls.madvise(region.addr, region.size, syscalls.MADV_DONTNEED_LOCKED)

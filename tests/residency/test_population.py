@@ -10,7 +10,6 @@ import pytest
 from helpers import memory, syscalls
 from helpers.memory import MAPPING_KINDS, Region, layouts, mapping
 from helpers.observe import maps, residency, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("lock:8", "smaps-flags", "mincore")]
@@ -36,8 +35,9 @@ def locked(route, kind, pages=PAGES, **how):
         yield region
 
 
-@each("kind", MAPPING_KINDS)
-@each("route", [*SYSCALLS, *MMAP_FLAGS])
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.parametrize("route", [*SYSCALLS, *MMAP_FLAGS])
 @pytest.mark.claim("W6")
 @pytest.mark.source("mlock(2) DESCRIPTION", "mmap(2) MAP_LOCKED")
 def test_lock_populates_every_page(route, kind):
@@ -58,15 +58,19 @@ def test_map_locked_populates_in_spite_of_map_nonblock(kind):
         assert residency.of(region) == residency.all_say(ALL), "every page is present"
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_FUTURE")
 def test_mapping_made_under_mcl_future_is_populated(kind):
     """A mapping made under MCL_FUTURE is locked and present when mmap returns."""
     syscalls.mlockall(syscalls.MCL_FUTURE)
-    with mapping(kind, PAGES) as region:
-        assert residency.of(region) == residency.all_say(ALL), "every page is present at once"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "locked"
+    try:
+        with mapping(kind, PAGES) as region:
+            assert residency.of(region) == residency.all_say(ALL), "every page is present at once"
+            assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "locked"
+    finally:
+        syscalls.munlockall()
 
 
 def grow_heap():
@@ -107,7 +111,8 @@ def test_mlockall_future_leaves_existing_mappings_absent():
         assert layout == [(0, PAGES, "")], "the mapping is not locked"
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_lock_of_part_populates_that_part_only(kind):
     """mlock of pages 2 to 4 brings in these three and not one beside them."""
     with mapping(kind, PAGES) as region:
@@ -182,8 +187,9 @@ def test_lock_again_populates_dropped_pages():
         assert residency.of(region) == residency.all_say(ALL), "all pages locked again"
 
 
-@each("kind", ["private", "memfd-private", "memfd-shared", "file-private"])
-@each("call", SYSCALLS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared", "file-private"])
+@pytest.mark.parametrize("call", SYSCALLS)
 @pytest.mark.source("mlock2(2) MLOCK_ONFAULT")
 def test_full_lock_populates_fault_locked_memory(call, kind):
     """mlock of fault-locked memory brings in all of it; VmLck does not move, lf goes."""
@@ -210,9 +216,10 @@ def test_fault_lock_keeps_populated_memory(kind):
         assert status.vmlck_pages() == before, "VmLck is as before"
 
 
-@each("lf", [False, True], ids=["full", "on-fault"])
-@each("moved", [False, True], ids=["in-place", "moved"])
-@each("kind", ["private", "memfd-shared"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("lf", [False, True], ids=["full", "on-fault"])
+@pytest.mark.parametrize("moved", [False, True], ids=["in-place", "moved"])
+@pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 @pytest.mark.source("mremap(2)", "mlock(2) NOTES")
 def test_mremap_populates_what_it_adds(kind, moved, lf):
     """mremap that grows locked memory brings in the added pages, in place or moved; of
@@ -279,8 +286,9 @@ def test_growing_stack_populates_touched_page_only(lf):
         assert status.vmlck_pages() - before == 4, "VmLck grows by the growth of the stack"
 
 
-@each("kind", ["private", "memfd-private", "file-private"])
-@each("route", ["mlock", "MAP_LOCKED"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["private", "memfd-private", "file-private"])
+@pytest.mark.parametrize("route", ["mlock", "MAP_LOCKED"])
 @pytest.mark.source("mm/mprotect.c mprotect_fixup")
 def test_mprotect_populates_locked_inaccessible_memory(route, kind):
     """Locked PROT_NONE memory is counted but absent; mprotect that makes it writable brings in
@@ -298,8 +306,9 @@ def test_mprotect_populates_locked_inaccessible_memory(route, kind):
         assert residency.anon_bits(region) == ALL, "as pages of its own"
 
 
-@each("prot", [syscalls.PROT_WRITE, syscalls.PROT_READ], ids=["write", "read"])
-@each("kind", ["private", "shared", "file-private", "file-shared"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("prot", [syscalls.PROT_WRITE, syscalls.PROT_READ], ids=["write", "read"])
+@pytest.mark.parametrize("kind", ["private", "shared", "file-private", "file-shared"])
 def test_lock_populates_whatever_the_protection(kind, prot):
     """Memory that may only be written, or only be read, is populated by its lock just as well."""
     with locked("mlock", kind, prot=prot) as region:
@@ -368,7 +377,8 @@ def test_smaps_shows_locked_memory_resident(kind, prot):
         assert seen == size | {"Rss": vma.kb, "Locked": 0}, "resident and not locked"
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.source("mmap(2) MAP_POPULATE, MAP_NONBLOCK")
 def test_map_populate_populates_without_locking(kind):
     """MAP_POPULATE brings in every page and locks none; with MAP_NONBLOCK it brings in nothing."""

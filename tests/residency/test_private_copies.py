@@ -8,8 +8,6 @@ import pytest
 from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import lru_batches, maps, page_faults, page_flags, pagemap, residency
-from helpers.processes import cpus
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -40,8 +38,9 @@ ROUTES = {
 }
 
 
-@each("kind", ["file-private", "memfd-private"])
-@each("route", ROUTES)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["file-private", "memfd-private"])
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.source("kselftest map_populate")
 def test_population_copies_pages_of_private_file(route, kind):
     """Population of a private writable file mapping, locked or not, copies each page at once with
@@ -56,12 +55,13 @@ def test_population_copies_pages_of_private_file(route, kind):
         assert b"\xee" not in region.first_bytes(), "a write to the file does not show in any page"
 
 
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("prot", "lock"),
     [(RW, ONFAULT), (RW, None), (R, 0), (R, None)],
     ids=["writable-fault-locked", "writable-unlocked", "read-only-locked", "read-only-unlocked"],
 )
-@each("kind", ["file-private", "memfd-private"])
+@pytest.mark.parametrize("kind", ["file-private", "memfd-private"])
 def test_read_of_private_file_copies_nothing(kind, prot, lock):
     """A private file mapping that is only read keeps the file's pages, fault-locked or locked
     read-only too: a later write to the file shows."""
@@ -173,11 +173,11 @@ def test_forced_write_to_locked_read_only_file_copies_that_page(kind):
 
 
 @pytest.mark.needs("forced-write", "kpageflags")
+@pytest.mark.usefixtures("one_cpu")
 def test_forced_write_moves_the_mark_to_the_copy():
     """A write through /proc/self/mem to a locked read-only private page leaves PG_mlocked on the
     copy, and takes it from the file's page, which nobody maps now."""
     # The file's page loses its mark in a batch of this CPU, drained below.
-    cpus.pin_to_one_cpu()
     with mapping("memfd-private", PAGES, prot=R) as region:
         syscalls.mlock(region.addr, region.size)
         old = pagemap.pfns(region.addr, PAGES)

@@ -6,7 +6,6 @@ import pytest
 from helpers import processes, syscalls
 from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, pagemap, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import MCL_CURRENT, MCL_ONFAULT, PAGE
 
 pytestmark = [
@@ -38,7 +37,8 @@ def flags(region):
     return found & {"lo", "lf", "??"}
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
     """mlock of memory locked on fault takes lf from it, leaves VmLck and the number of VMAs as
     they were, and brings every page in."""
@@ -54,7 +54,8 @@ def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
         assert pagemap.present_count(region.addr, 8) == 8, "pages mapped by the full lock"
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_lock_on_fault_of_fully_locked_memory_sets_lf_and_keeps_pages(kind):
     """mlock2(MLOCK_ONFAULT) of locked memory adds lf, leaves VmLck and the number of VMAs as
     they were, and keeps every page mapped."""
@@ -70,9 +71,10 @@ def test_lock_on_fault_of_fully_locked_memory_sets_lf_and_keeps_pages(kind):
         assert flags(region) == set(), "VmFlags: neither lo nor lf in any name"
 
 
-@each("new", list(MARK))
-@each("old", list(MARK))
-@each("kind", ["private", "memfd-shared"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("new", list(MARK))
+@pytest.mark.parametrize("old", list(MARK))
+@pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 def test_part_takes_the_new_lock_and_the_rest_keeps_the_old(kind, old, new):
     """A call on the head, middle or tail of a VMA gives that part the lock it asks for,
     whatever lock was there, and leaves the rest with what it had; the same call on the rest
@@ -141,7 +143,8 @@ def after_all(steps):
 
 
 @pytest.mark.needs("lock-all")
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("steps", "marks", "present"),
     [
         ([MCL_CURRENT], ["lo", "lo", "lo"], 9),

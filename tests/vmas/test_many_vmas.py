@@ -9,7 +9,6 @@ import pytest
 from helpers import memory, processes, syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -77,7 +76,8 @@ def cut(vmas, first, end, inner, outer):
 
 
 @by_way
-@each("count", [2, 3, 4, 8])
+@pytest.mark.share_process
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
 def test_lock_reaches_every_vma_of_its_range(count, way):
     """A lock from within the first to within the last of 2, 3, 4 or 8 VMAs marks each page of
     its range and none beside it, and its unlock likewise; permissions stay."""

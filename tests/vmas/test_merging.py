@@ -8,7 +8,6 @@ import pytest
 from helpers import memory, syscalls
 from helpers.memory import layouts, mapping
 from helpers.observe import maps, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -93,7 +92,8 @@ def test_unlock_next_to_an_unlocked_part_extends_it(kind):
 
 
 @by_kind
-@each("order", list(permutations(["mlock", "onfault", "munlock"])), ids="-".join)
+@pytest.mark.share_process
+@pytest.mark.parametrize("order", list(permutations(["mlock", "onfault", "munlock"])), ids="-".join)
 def test_different_locks_never_merge(kind, order):
     """Neighbours that are locked at once, locked on fault and unlocked stay three VMAs, in
     whatever order they lie or were locked."""

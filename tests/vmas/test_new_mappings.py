@@ -6,7 +6,6 @@ import pytest
 from helpers import processes, syscalls
 from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import (
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -38,7 +37,8 @@ def layout(region):
     return maps.layout(region.addr, region.end, PAGE)
 
 
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_map_locked_marks_the_mapping(kind):
     """A mapping made with MAP_LOCKED, writable, read-only or inaccessible, is one VMA with lo
     and without lf; the same without MAP_LOCKED has neither."""

@@ -11,7 +11,6 @@ import pytest
 from helpers import memory, syscalls
 from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -54,9 +53,12 @@ def backed(kind, pages=PAGES):
         return
     size = (FIRST + pages) * PAGE
     fd = memory.memfd(size) if kind.startswith("memfd") else memory.scratch_file(FIRST + pages)
-    with mapping(kind, pages, fd=fd, offset=FIRST * PAGE) as region:
-        region.touch()
-        yield region
+    try:
+        with mapping(kind, pages, fd=fd, offset=FIRST * PAGE) as region:
+            region.touch()
+            yield region
+    finally:
+        os.close(fd)
 
 
 def expected(kind, *runs):
@@ -185,8 +187,9 @@ def runs_of(model):
     return runs
 
 
-@each("kind", ["private", "memfd-shared", "file-private"])
-@each("seed", [1, 2, 3])
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_vmas_follow_model_of_pages_through_random_locks(kind, seed):
     """After each of a random series of locks and unlocks of unaligned ranges, the VMAs are the
     maximal runs of pages with equal locks: nothing left unmerged, nothing merged wrongly."""

@@ -6,7 +6,6 @@ import pytest
 from helpers import memory, syscalls
 from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps, pagemap, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -59,7 +58,8 @@ def seen(region):
 
 @by_kind
 @by_way
-@each(("prot", "rwx"), [(PROT_READ, "r--"), (PROT_NONE, "---")], ids="rn")
+@pytest.mark.share_process
+@pytest.mark.parametrize(("prot", "rwx"), [(PROT_READ, "r--"), (PROT_NONE, "---")], ids="rn")
 def test_mprotect_of_part_keeps_lock_on_every_piece(kind, way, prot, rwx):
     """mprotect of the head, the middle, the tail or all of a locked VMA changes the permissions
     there only; each piece keeps lo, and lf if it had it, VmLck stays, and with its permissions
@@ -103,7 +103,8 @@ def test_mprotect_across_locks_keeps_each_as_it_is():
         assert status.vmlck_pages() == before, "VmLck as before"
 
 
-@each(
+@pytest.mark.share_process
+@pytest.mark.parametrize(
     ("advice", "undo"),
     [
         (syscalls.MADV_DONTFORK, syscalls.MADV_DOFORK),
@@ -155,7 +156,8 @@ def test_mremap_takes_the_lock_along(kind, way):
         assert before - status.vmlck_pages() == 8, "VmLck less the pages"
 
 
-@each("kind", ["private", "memfd-shared", "file-private"])
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
 @by_way
 def test_mremap_of_part_keeps_the_lock_on_both(kind, way):
     """mremap that moves the middle out of a locked VMA leaves head and tail locked, the moved
@@ -207,8 +209,9 @@ def test_mremap_grows_and_shrinks_with_the_lock(kind, way):
         assert status.vmlck_pages() - before == 5, "VmLck of what is left"
 
 
-@each("target", list(MARK))
-@each("source", list(MARK))
+@pytest.mark.share_process
+@pytest.mark.parametrize("target", list(MARK))
+@pytest.mark.parametrize("source", list(MARK))
 def test_mremap_over_a_mapping_brings_the_sources_lock(source, target):
     """mremap onto an existing mapping replaces its lock by that of the source, and takes the
     replaced pages out of VmLck; neighbours of the target keep theirs."""

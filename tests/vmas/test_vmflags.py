@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.machine import kernel_version
 from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, status
-from helpers.pytest_plugin.each import each
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -39,7 +38,8 @@ def test_lock_on_fault_is_shown_as_lf():
 
 
 @pytest.mark.claim("W11")
-@each("kind", MAPPING_KINDS)
+@pytest.mark.share_process
+@pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_lock_is_a_mark_on_the_vma(kind):
     """Memory of every kind has lo in VmFlags from its lock to its unlock, however it is locked,
     present or not, and VmLck is the summed size of the VMAs so marked."""
