@@ -23,7 +23,7 @@ from helpers import syscalls
 from helpers.machine import timeouts
 from helpers.observe import evidence, timeline
 from helpers.processes import credentials, default_signals, send_signal, signal_name
-from helpers.pytest_plugin import machine_setup, wire
+from helpers.pytest_plugin import exclusive, machine_setup, wire
 from helpers.syscalls import scarcity
 
 
@@ -217,6 +217,7 @@ def enter_child(item: pytest.Item, work: Callable[[], object]) -> NoReturn:
     try:
         gc.disable()
         os.setpgid(0, 0)
+        exclusive.forget()
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         default_signals()
         quiesce_process()

@@ -10,6 +10,14 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+_held: list[int] = []
+
+
+def forget() -> None:
+    """In a forked child: the turn is the parent's alone, and ends with it."""
+    while _held:
+        os.close(_held.pop())
+
 
 @contextmanager
 def slot(item: pytest.Item) -> Iterator[None]:
@@ -36,10 +44,13 @@ def slot(item: pytest.Item) -> Iterator[None]:
     except OSError:
         yield  # who cannot read page flags drives no machine-wide counters either
         return
-    gate, room = fds
+    gate, room = _held[:] = fds
     with kept:
         alone = item.get_closest_marker("exclusive") is not None
         for fd in (gate, room):
             fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(gate, fcntl.LOCK_UN)
-        yield
+        try:
+            yield
+        finally:
+            _held.clear()
