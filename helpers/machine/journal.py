@@ -35,6 +35,7 @@ from helpers.machine.records import (
     not_private,
     one_at_a_time,
     printable_line,
+    read_content,
     start_time,
 )
 from helpers.machine.undo import UNDO_BY_KIND, read_record, sharing_runs, undo_record
@@ -164,7 +165,9 @@ class ChangeJournal:
         return self.folder / name
 
     def _note_setting(self, path: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        if path in self.settings():
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.folder / _SETTINGS_FILE, flags, 0o600)
         try:
             os.write(fd, f"{path}\n".encode())
@@ -174,7 +177,7 @@ class ChangeJournal:
     def settings(self) -> frozenset[str]:
         """Paths of the settings that this run has changed, undone or not."""
         try:
-            return frozenset((self.folder / _SETTINGS_FILE).read_text().splitlines())
+            return frozenset(os.fsdecode(read_content(self.folder / _SETTINGS_FILE)).splitlines())
         except FileNotFoundError:
             return frozenset()
 

@@ -86,8 +86,8 @@ def printable_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:400]
 
 
-def read_file(path: Path) -> dict[str, object]:
-    """What a file of ours says. Raises ValueError or OSError; never waits, whatever it is."""
+def read_content(path: Path) -> bytes:
+    """The bytes of a file of ours. Raises ValueError or OSError; never waits, whatever it is."""
     found = path.lstat()  # opening alone can hang (a FIFO) or set something off (a device)
     for wrong, why in (
         (not stat.S_ISREG(found.st_mode), "not a regular file"),
@@ -102,7 +102,12 @@ def read_file(path: Path) -> dict[str, object]:
     with open(fd, "rb", buffering=0) as file:
         if not os.path.samestat(os.fstat(fd), found):
             raise ValueError("it changed while being read; left alone")
-        data = file.read(LARGEST)
+        return file.read(LARGEST)
+
+
+def read_file(path: Path) -> dict[str, object]:
+    """What a record says. Raises ValueError or OSError."""
+    data = read_content(path)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

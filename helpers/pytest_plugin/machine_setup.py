@@ -239,7 +239,7 @@ def pytest_terminal_summary(
     for line in config.stash.get(notes_key, []):
         terminalreporter.write_line(f"changed by somebody else meanwhile: {line}")
     for line in config.stash.get(left_key, []):  # not this run's doing, so no failure of it
-        terminalreporter.write_line(f"left by an earlier run: {line}")
+        terminalreporter.write_line(f"left by an earlier run: {line}; see what it is and remove it")
     if problems := config.stash.get(problems_key, []):
         terminalreporter.section("the machine is not as it was found", "=")
         for line in problems:

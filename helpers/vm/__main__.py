@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -25,12 +26,13 @@ from helpers.vm.apt import PackageCache
 from helpers.vm.cache import Cache
 from helpers.vm.cli import parse
 from helpers.vm.config import GuestConfig, capability_numbers, parse_size
-from helpers.vm.errors import BROKEN, USAGE, VmError, status
-from helpers.vm.guest_exit import Outcome, report
+from helpers.vm.errors import VmError, status
+from helpers.vm.guest_exit import BROKEN, Outcome, report
 from helpers.vm.kernels import FLAVOURS, SUITES, Kernel, prepare_kernel
 from helpers.vm.rootfs import ensure_rootfs
-from helpers.vm.run import require_qemu, results_folder, run
+from helpers.vm.run import claimed, require_qemu, run
 
+USAGE = 4
 Job = Callable[[Path], Outcome]
 
 
@@ -110,11 +112,15 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         results = (options.out or source.cache.root / "results").absolute()
         outcomes = []
-        for number, (label, job) in enumerate(todo, 1):
-            twin = sum(label == before for before, _ in todo[: number - 1])
-            status(f"{label} ({number} of {len(todo)}) ...")
-            folder = results / (f"{label}-{twin + 1}" if twin else label)
-            with results_folder(folder):
+        folders = []
+        for number, (label, _) in enumerate(todo):
+            twin = sum(label == before for before, _ in todo[:number])
+            folders.append(results / (f"{label}-{twin + 1}" if twin else label))
+        with contextlib.ExitStack() as stack:
+            for folder in folders:
+                stack.enter_context(claimed(folder))
+            for number, ((label, job), folder) in enumerate(zip(todo, folders, strict=True), 1):
+                status(f"{label} ({number} of {len(todo)}) ...")
                 outcomes.append(job(folder))
                 report(outcomes[-1])
     if len(outcomes) > 1:
@@ -165,7 +171,6 @@ def command() -> int:
         return main(sys.argv[1:])
     except VmError as problem:
         status(str(problem))
-        return problem.code
     except Interrupted as stopped:
         status(f"stopped by {signal.Signals(stopped.number).name}")
         return 128 + stopped.number

@@ -25,8 +25,9 @@ Our options and kernels come first; everything from the first word that is neith
 
 EXIT = """\
 exit code: pytest's own (0 nothing failed, 1 something did, …); 4 if nothing could be started, one
-line says why; 70 if a guest panicked, hung, ran out of time or lost its pytest to a signal; 128+N
-if signal N ended us. With several kernels 70 comes first, then the first code that is not 0."""
+line says why; 70 if a guest panicked, hung, ran out of time or lost its pytest to a signal, or its
+results could not be kept; 128+N if signal N ended us. With several kernels 70 comes first, then the
+first code that is not 0."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "cpus": (1, 64),

@@ -18,7 +18,9 @@ class Console:
     """Reads the guest's console: takes our marks out, keeps a log, shows what pytest says."""
 
     def __init__(self, log: Path, show: IO[bytes], started: float | None = None) -> None:
-        self._log = log.open("wb")
+        self._log = log.open("wb", buffering=0)
+        self.unwritten: OSError | None = None
+        """Why the log is cut off, if it is: the guest need not end for that."""
         self._show = show
         self._held = b""
         self.showing = False
@@ -65,11 +67,18 @@ class Console:
 
     def _text(self, data: bytes) -> None:
         if data:
-            self._log.write(data)
+            self._keep(data)
             self.tail = (self.tail + data)[-8192:]
             if self.showing:
                 self._show.write(data)
                 self._show.flush()
+
+    def _keep(self, data: bytes) -> None:
+        try:
+            while data and self.unwritten is None:
+                data = data[self._log.write(data) :]
+        except OSError as error:
+            self.unwritten = error
 
     def close(self) -> None:
         """Write out what was held back."""

@@ -3,18 +3,9 @@
 
 import sys
 
-USAGE = 4
-BROKEN = 70
-"""The code of a guest that panicked, hung or ran out of time (EX_SOFTWARE of sysexits.h)."""
-
 
 class VmError(Exception):
-    """The message is one line that says what and how to mend it; ``code`` is the exit code:
-    nothing could be started, or :data:`BROKEN`."""
-
-    def __init__(self, message: str, code: int = USAGE) -> None:
-        super().__init__(message)
-        self.code = code
+    """Nothing could be started; the message is one line that says what and how to mend it."""
 
 
 def status(text: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
@@ -11,9 +12,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.report import files
 from helpers.vm.config import GuestConfig
 from helpers.vm.console import Console
-from helpers.vm.errors import BROKEN, VmError, status
+from helpers.vm.errors import VmError, status
+
+BROKEN = 70
+"""The code of a guest that panicked, hung or ran out of time (EX_SOFTWARE of sysexits.h)."""
 
 
 @dataclass
@@ -29,6 +34,19 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     tail: list[str] = field(default_factory=list)
     folder: Path | None = None
+
+    def lose(self, error: OSError) -> None:
+        """Its results could not be kept: it is no result, whatever pytest said."""
+        self.code = BROKEN
+        why = unwritten(self.folder, error)
+        if why not in self.verdict:
+            self.verdict += f", but {why}"
+
+
+def unwritten(out: Path | None, error: OSError) -> str:
+    """What is wrong with a folder for results, and how to mend it."""
+    room = "make room there or " if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
+    return f"{out} cannot be written ({error.strerror}): {room}give another folder with --out"
 
 
 def classify_exit(
@@ -79,6 +97,22 @@ def classify_exit(
 
 def report(outcome: Outcome) -> None:
     """Say in one line how a guest ended, and show the end of its console if it broke."""
+    if outcome.folder:
+        facts = {
+            "kernel": outcome.label,
+            "release": outcome.release,
+            "code": outcome.code,
+            "verdict": outcome.verdict,
+            "seconds": round(outcome.seconds, 1),
+            "marks": {name: round(at, 2) for name, at in outcome.marks.items()},
+            "notes": outcome.notes,
+            "console": outcome.tail,
+        }
+        try:
+            with files.replaced_file(outcome.folder / "outcome.json") as stream:
+                json.dump(facts, stream, indent=1)
+        except OSError as error:
+            outcome.lose(error)
     times = " ".join(
         f"{label} {outcome.marks[mark]:.1f} s,"
         for mark, label in (("init", "booted"), ("first", "first test"))
@@ -92,15 +126,3 @@ def report(outcome: Outcome) -> None:
         status(f"{outcome.label}: {note}")
     for line in outcome.tail:
         print(f"    | {line}", file=sys.stderr)
-    if outcome.folder:
-        facts = {
-            "kernel": outcome.label,
-            "release": outcome.release,
-            "code": outcome.code,
-            "verdict": outcome.verdict,
-            "seconds": round(outcome.seconds, 1),
-            "marks": {name: round(at, 2) for name, at in outcome.marks.items()},
-            "notes": outcome.notes,
-            "console": outcome.tail,
-        }
-        (outcome.folder / "outcome.json").write_text(json.dumps(facts, indent=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import fcntl
 import gzip
 import io
@@ -13,6 +12,7 @@ import os
 import shutil
 import sys
 import tarfile
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from helpers.vm.apt import PackageCache
 from helpers.vm.architectures import Arch
 from helpers.vm.config import GuestConfig
 from helpers.vm.console import Console
-from helpers.vm.errors import BROKEN, USAGE, VmError
-from helpers.vm.guest_exit import Outcome, classify_exit
+from helpers.vm.errors import VmError
+from helpers.vm.guest_exit import BROKEN, Outcome, classify_exit, unwritten
 from helpers.vm.kernels import Kernel
 from helpers.vm.payload import write_suite
 from helpers.vm.precompile import pyc_cache
@@ -34,6 +34,8 @@ FILES = (
     "exit-code", "console.log", "junit.xml", "dmesg.txt", "kernel.txt", "outcome.json",
     "result.json", "result.ktap", "results.yaml",
 )  # fmt: skip
+ROOM = 1 << 20
+"""Bytes that results and the console's log may need."""
 
 
 def require_qemu(arch: Arch) -> None:
@@ -60,6 +62,7 @@ def run(kernel: Kernel, wish: GuestConfig, source: PackageCache, out: Path) -> O
                     with part.open("rb") as handle:
                         shutil.copyfileobj(handle, stream, 1 << 20)
             write_suite(wish, kernel, stream, pyc_cache(wish.userland, source), accel)
+        prepare(out)
         results.touch()
         with (
             Console(out / "console.log", sys.stdout.buffer, started) as console,
@@ -72,48 +75,53 @@ def run(kernel: Kernel, wish: GuestConfig, source: PackageCache, out: Path) -> O
         )
         outcome.seconds = time.monotonic() - started
         outcome.folder = out
-        if not unpack_results(console, results, out) and outcome.code != BROKEN:
-            outcome.verdict += ", but its results were cut off on their way out of the guest"
-            outcome.code = BROKEN
+        try:
+            whole = unpack_results(console, results, out)
+        except OSError as error:
+            outcome.lose(error)
+        else:
+            if console.unwritten:
+                outcome.lose(console.unwritten)
+            elif not whole and outcome.code != BROKEN:
+                outcome.verdict += ", but its results were cut off on their way out of the guest"
+                outcome.code = BROKEN
     return outcome
 
 
 @contextlib.contextmanager
-def results_folder(out: Path) -> Iterator[None]:
-    """Make the folder for one guest's results, empty of what an older run left, and hold it.
+def claimed(out: Path) -> Iterator[None]:
+    """Hold the folder for results, with room in it, for the block: no other run writes there.
 
-    Raises :class:`Problem`: another run holds it, or it cannot be written (any more).
+    Raises :class:`Problem`.
     """
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with tempfile.TemporaryFile(dir=out, buffering=0) as probe:
+                left = ROOM
+                while left:
+                    left -= probe.write(bytes(left))
+        except BlockingIOError:
+            raise VmError(
+                f"{out}: another run writes its results there: wait for its end or give another "
+                "folder with --out"
+            ) from None
+        except OSError as error:
+            raise VmError(unwritten(out, error)) from None
+        yield
+
+
+def prepare(out: Path) -> None:
+    """Make the folder for results, empty of what an older run left. Raises :class:`Problem`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        held = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise VmError(
-            f"{out} cannot be written ({error.strerror}): give another folder with --out"
-        ) from error
-    code = USAGE
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for name in FILES:
             (out / name).unlink(missing_ok=True)
-        code = BROKEN  # from here on there is a guest, whose results would be lost
-        yield
-    except BlockingIOError:
-        raise VmError(
-            f"{out}: another run writes its results there: give another folder with --out"
-        ) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        if code == BROKEN and error.filename and out not in Path(str(error.filename)).parents:
-            raise
-        raise VmError(
-            f"{out} cannot be written ({error.strerror}): make room there, or give another folder "
-            "with --out",
-            code,
-        ) from error
-    finally:
-        os.close(held)
+        raise VmError(unwritten(out, error)) from None
 
 
 def unpack_results(console: Console, results: Path, out: Path) -> bool:

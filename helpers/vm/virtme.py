@@ -26,6 +26,7 @@ from helpers.vm.kernels import FLAVOURS, debian_name, is_name, unpack, word
 from helpers.vm.payload import SWAP_SIZE, multiplier, thorough_options
 from helpers.vm.qemu import Guest
 from helpers.vm.rootfs import INSIDE
+from helpers.vm.run import prepare
 
 FILES = "/run/memlock-files"
 """Where the guest mounts a disk: a folder of its own, for /var/tmp may hold the results."""
@@ -105,6 +106,7 @@ def run(kernel: VirtmeKernel, wish: GuestConfig, out: Path) -> Outcome:
     """Boot a kernel on this host's files, run the suite and judge how the guest ended."""
     started = time.monotonic()
     out = out.resolve()
+    prepare(out)
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=".vm-") as scratch,
         Console(out / "console.log", sys.stdout.buffer, started) as console,
@@ -116,6 +118,8 @@ def run(kernel: VirtmeKernel, wish: GuestConfig, out: Path) -> Outcome:
     outcome = classify_exit(kernel.label, console, late, wish, said[0] if said else "", status)
     outcome.seconds = time.monotonic() - started
     outcome.folder = out
+    if console.unwritten:
+        outcome.lose(console.unwritten)
     return outcome
 
 

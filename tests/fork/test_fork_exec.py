@@ -3,11 +3,10 @@
 
 import os
 import resource
-import tempfile
 
 import pytest
 
-from helpers import syscalls
+from helpers import memory, syscalls
 from helpers.memory import Region, mapping
 from helpers.observe import maps, pagemap, status
 from helpers.processes import Child, rlimits, run_program
@@ -141,12 +140,15 @@ def failing_execve(region: Region, path: str) -> tuple[str, tuple[int, list], li
 @pytest.mark.parametrize("error", ["ENOENT", "EACCES", "ENOEXEC"])
 def test_failed_execve_keeps_locks(error):
     """A call of execve that fails leaves locks, VmLck and pages as they were."""
-    with mapping("private", N) as region, tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/program"
-        if error != "ENOENT":
-            with open(path, "w") as file:
-                file.write("no program\n")
-            os.chmod(path, 0o755 if error == "ENOEXEC" else 0o644)
+    path = "/nonexistent/program"
+    if error != "ENOENT":
+        file = memory.scratch_file(0)
+        os.write(file, b"no program\n")
+        os.fchmod(file, 0o755 if error == "ENOEXEC" else 0o644)
+        # What is open for writing would be refused for that (ETXTBSY).
+        path = f"/proc/self/fd/{os.open(f'/proc/self/fd/{file}', os.O_RDONLY)}"
+        os.close(file)
+    with mapping("private", N) as region:
         with Child() as child:
             seen, after, present = child.call(failing_execve, region, path)
         # A folder mounted noexec refuses first.

@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from helpers.machine import block_devices, cleanup_process, journal, timeouts, undo
-from helpers.machine.records import NAME, start_time
+from helpers.machine import block_devices, journal, records, timeouts, undo
 
 PRESSING = """
 from helpers import syscalls
@@ -36,7 +35,7 @@ def test_presses(reclaim, n):
                 file.write("x")
             time.sleep(0.05)
 """
-MARK = re.compile(rf"{NAME}-[0-9a-f]{{16}}")
+MARK = re.compile(rf"{records.NAME}-[0-9a-f]{{16}}")
 
 
 def traces() -> list[str]:
@@ -194,44 +193,16 @@ def test_later_run_clears_what_a_dead_janitor_left(pressing):
 
 @pytest.fixture
 def run(tmp_path):
-    folder = tmp_path / f"{NAME}-0123456789abcdef"
+    folder = tmp_path / f"{records.NAME}-0123456789abcdef"
     folder.mkdir(mode=0o700)
     return journal.ChangeJournal(folder)
-
-
-def test_foreign_records_are_left_alone(run, tmp_path):
-    """A record of another shape, kind or aim is reported, kept, and undoes nothing."""
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    records = [
-        {"kind": "folder", "path": str(precious)},
-        {"kind": "folder", "path": f"{tmp_path}/{NAME}-0123456789abcdef/../precious"},
-        {"kind": "cgroup", "path": "/sys/fs/cgroup"},
-        {"kind": "setting", "path": "/etc/passwd", "value": "x"},
-        {"kind": "module", "name": "ext4"},
-        {"kind": "swap", "path": "/dev/sda2"},
-        {"kind": "process", "pid": 1, "started": 0.0},
-        {"kind": "process", "pid": "all", "started": 0.0},
-        {"kind": "subtree", "path": "/etc/hostname"},
-        {"kind": "burn", "path": "/"},
-        {"kind": "zram", "name": "../sda", "label": "x"},
-        ["not", "a", "record"],
-    ]
-    for number, record in enumerate(records):
-        (run.folder / f"{number:020d}-1.json").write_text(json.dumps(record))
-    (run.folder / f"{99:020d}-1.json").write_text("{cut off")
-    problems = run.undo()
-    assert len(problems) == len(records) + 1
-    assert all("left alone" in line for line in problems), problems
-    assert precious.is_dir()
-    assert len(list(run.folder.glob("[0-9]*.json"))) == len(records) + 1
 
 
 def test_link_in_place_of_a_folder_is_not_followed(run, tmp_path):
     """A symbolic link with a run's name is not a folder of ours."""
     precious = tmp_path / "precious"
     precious.mkdir()
-    link = tmp_path / f"{NAME}-fedcba9876543210"
+    link = tmp_path / f"{records.NAME}-fedcba9876543210"
     link.symlink_to(precious)
     run.record("folder", path=str(link))
     (problem,) = run.undo()
@@ -242,7 +213,7 @@ def test_link_in_place_of_a_folder_is_not_followed(run, tmp_path):
 def test_process_is_signalled_only_if_it_proves_to_be_ours(run):
     """A pid is only signalled if its start time is the recorded one and it holds its record."""
     with subprocess.Popen(["sleep", "60"]) as other:
-        started = start_time(other.pid)
+        started = records.start_time(other.pid)
         run.record("process", pid=other.pid, started=started - 100)
         assert run.undo() == []
         assert other.poll() is None, "another process of that number lives on"
@@ -254,7 +225,7 @@ def test_process_is_signalled_only_if_it_proves_to_be_ours(run):
         other.kill()
     path = run.record("process", pid=os.getpid(), started=0)
     with path.open() as held, subprocess.Popen(["sleep", "60"], stdin=held) as ours:
-        proof = {"pid": ours.pid, "started": start_time(ours.pid)}
+        proof = {"pid": ours.pid, "started": records.start_time(ours.pid)}
         path.write_text(json.dumps(json.loads(path.read_text()) | proof))
         assert run.undo() == []
         assert ours.wait(10) == -signal.SIGKILL
@@ -263,7 +234,7 @@ def test_process_is_signalled_only_if_it_proves_to_be_ours(run):
 @pytest.mark.needs("other-user", "CAP_CHOWN")
 def test_record_of_another_owner_is_left_alone(run, tmp_path):
     """A record that somebody else wrote is not obeyed."""
-    folder = tmp_path / f"{NAME}-00000000000000ff"
+    folder = tmp_path / f"{records.NAME}-00000000000000ff"
     folder.mkdir()
     path = run.record("folder", path=str(folder))
     os.chown(path, 65534, 65534)
@@ -295,57 +266,6 @@ def test_swap_folder_that_serves_not_is_said(suite, where):
     else:
         assert done.returncode == 0, done.stdout
         assert "Traceback" not in done.stdout
-
-
-HOSTILE = {
-    "fifo": os.mkfifo,
-    "folder": os.mkdir,
-    "dangling-link": lambda path: os.symlink("/nonexistent", path),
-    "link-to-a-device": lambda path: os.symlink("/dev/zero", path),
-    "brackets": lambda path: path.write_bytes(b"[" * 200_000),
-    "many-bytes": lambda path: path.write_bytes(b" " * (64 << 20)),
-    "deep": lambda path: path.write_bytes(b'{"a":' * 3000),
-    "no-json": lambda path: path.write_bytes(b"\xff\x00{"),
-    "escape": lambda path: path.write_text('{"kind": "\\u001b[31m"}'),
-    "older-format": lambda path: path.write_text('{"kind": "module", "name": "zram", "by": 1}'),
-}
-
-
-@pytest.mark.deadline(20)
-@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("name", [f"{1:020d}-1.json", "owner.json", "janitor.lock"])
-def test_hostile_file_among_records_is_said_and_passed_over(tmp_path, monkeypatch, name, make):
-    """What cannot be read among records hangs no later run, stays, and spoils no other record."""
-    monkeypatch.setattr(cleanup_process, "state_root", lambda: tmp_path)
-    hostile, other = (tmp_path / f"{NAME}-{digit * 16}" for digit in "01")
-    done = []
-    monkeypatch.setitem(undo.UNDO_BY_KIND, "test", ({}, lambda record, what: done.append(record)))
-    for folder in (hostile, other):
-        folder.mkdir(mode=0o700)
-        journal.ChangeJournal(folder).record("test")
-    if name == "janitor.lock" and make in {HOSTILE[n] for n in ("brackets", "many-bytes", "deep",
-                                                                "no-json", "escape",
-                                                                "older-format")}:  # fmt: skip
-        expected = 0  # its content is nobody's business
-    else:
-        expected = 1
-    make(hostile / name)
-    _, problems = cleanup_process.undo_stale_runs()
-    assert len(problems) == expected, problems
-    assert all(line.isprintable() and str(hostile) in line for line in problems)
-    assert other / next(iter(done[-1:])).name in done, "the other run's record was undone"
-    assert not other.exists()
-    assert hostile.exists() == bool(expected)
-
-
-def test_file_named_like_a_control_is_not_written(run, tmp_path):
-    """A record of an enabled controller writes to the recorded file of cgroup2 and to no other."""
-    path = tmp_path / "cgroup.subtree_control"
-    path.write_text("memory\n")
-    run.record("subtree", path=str(path), inode=path.stat().st_ino, had="")
-    (problem,) = run.undo()
-    assert "left alone" in problem
-    assert path.read_text() == "memory\n"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,19 @@
 """The model can fail: each of its rules, broken, is found out by random sequences; and what is
 wrong with a script is said in one line."""
 
+import contextlib
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from helpers.machine import timeouts
 from helpers.model import generator, lockstep, script
 from helpers.model.address_space import AddressSpace, Page
 from helpers.model.script import Call
@@ -160,3 +167,37 @@ def test_pages_alike_are_one_vma():
     assert list(space.vma(3)) == [3, 4]
     space.pages[4].lock = ""
     assert list(space.vma(3)) == [3]
+
+
+def driving(pid: int) -> list[psutil.Process]:
+    """Children of the run that have driven a program of their own for longer than a probe."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):
+            of_its_own = any(c.exe() not in {"", child.exe()} for c in child.children())
+            if of_its_own and time.time() - child.create_time() > 3:
+                found.append(child)
+    return found
+
+
+@pytest.mark.needs("hypothesis", "bare-process", "smaps-flags", "lock-calls")
+@pytest.mark.deadline(120)
+def test_killed_state_machine_leaves_no_file(suite):
+    """A case that is killed while Hypothesis drives it leaves nothing in the temporary folder."""
+    shutil.copytree(ROOT / "tests" / "model", suite.path / "tests" / "model")
+    folder = suite.path / "temporary"
+    folder.mkdir()
+    with subprocess.Popen(
+        suite.command("-k", "state_machine", "--model-steps=100000000"), cwd=suite.path,
+        env=os.environ | {"TMPDIR": str(folder)}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as run:  # fmt: skip
+        until = timeouts.until(60)
+        while not (cases := driving(run.pid)) and run.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        for case in cases:
+            os.killpg(case.pid, signal.SIGKILL)  # as at its deadline
+        text = run.communicate()[0]
+    assert cases, text
+    assert "killed by SIGKILL" in text, text
+    assert list(folder.iterdir()) == []

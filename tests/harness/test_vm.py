@@ -30,7 +30,6 @@ from helpers.vm.config import capability_numbers, parse_size
 from helpers.vm.console import Console
 from helpers.vm.errors import VmError
 from helpers.vm.initramfs import Cpio
-from helpers.vm.run import results_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -318,6 +317,87 @@ def test_signal_ends_the_guest(bench):
     assert bench.left() == []
 
 
+def test_two_runs_do_not_share_a_folder(bench):
+    """A run into a folder that another one writes to is one line; the other goes on."""
+    second = bench.folder / "other" / "bzImage"
+    second.parent.mkdir()
+    second.write_bytes(bzimage("6.10.0-made"))
+    bench.qemu(
+        f"mark init 6.9; mark pytest\ncase $* in *other*) mark end 0; exit;; esac\n"
+        f"echo here; while [ ! -e {bench.folder}/go ]; do sleep 0.1; done\n"
+        f"echo 1 passed; mark end 0"
+    )
+    with subprocess.Popen(
+        bench.command(bench.kernel), env=bench.environment(), cwd=bench.folder,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        assert run.stdout.readline() == "here\n"
+        folder = bench.out / "bzImage-6.9.0-made"
+        for kernels_ in ([bench.kernel], [second, bench.kernel]):
+            done = bench.run(*kernels_)
+            one_line(done, f"{folder}: another run writes its results there", "--out")
+        assert not (bench.out / "bzImage-6.10.0-made" / "outcome.json").exists()
+        assert "pytest ended with 0" in bench.run(second).stderr, "beside it there is room"
+        (bench.folder / "go").touch()
+        said, told = run.communicate(timeout=timeouts.scaled(20))
+    assert said == "1 passed\n"
+    assert "pytest ended with 0" in told
+    assert (folder / "console.log").read_text() == "here\n1 passed\n"
+    assert bench.run(bench.kernel).returncode != 4, "the folder is free again"
+
+
+def on_small_disk(bench, size: str) -> subprocess.CompletedProcess[str]:
+    """Run with --out on a file system of that size."""
+    bench.out.mkdir()
+    mount = 'mount -t tmpfs -o "size=$1" none "$2" && shift 2 && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", size, bench.out, *bench.command(bench.kernel)],
+        env=bench.environment(), cwd=bench.folder, capture_output=True, text=True,
+        timeout=timeouts.scaled(50), check=False,
+    )  # fmt: skip
+    if "unshare failed" in done.stderr or "mount: " in done.stderr:
+        pytest.skip(f"needs a mount of its own (CAP_SYS_ADMIN): {done.stderr.splitlines()[0]}")
+    return done
+
+
+def test_results_on_a_full_disk_are_one_line(bench):
+    """Where there is no room for results no guest is started, and the advice names --out."""
+    bench.qemu(f"touch {bench.folder}/started")
+    one_line(
+        on_small_disk(bench, "64k"), f"{bench.out}/bzImage-6.9.0-made cannot be written (No space",
+        "make room there or give another folder with --out",
+    )  # fmt: skip
+    assert not (bench.folder / "started").exists()
+    assert bench.left() == []
+
+
+@pytest.mark.parametrize("what", ["log", "results", "outcome"])
+def test_disk_that_fills_up_is_no_result(bench, what):
+    """Results that cannot be kept are 70 and one line; what pytest says is shown to its end."""
+    with tarfile.open(bench.folder / "results.tar", "w") as tar:
+        entry = tarfile.TarInfo("junit.xml")
+        entry.size = (1 << 20) if what == "results" else 5
+        tar.addfile(entry, io.BytesIO(bytes(entry.size)))
+    room = {"log": 0, "results": 16, "outcome": 16}[what]
+    bench.qemu(
+        f"mark init 6.9; mark pytest\n"
+        f"dd if=/dev/zero of={bench.out}/fill bs=1k count=3000 2>/dev/null\n"
+        f"truncate -s -{room}k {bench.out}/fill\n"
+        f"for n in 1 2 3 4 5 6 7 8 9; do printf '%01000d\\n' $n; done\n"
+        f"test {what} = log && rm {bench.out}/fill\n"
+        f"cat {bench.folder}/results.tar >$R; echo 1 passed; mark end 0"
+    )
+    done = on_small_disk(bench, "2m")
+    assert done.returncode == 70, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "cannot be written" in line]
+    assert "pytest ended with 0, but " in line
+    assert "make room there or give another folder with --out" in line
+    assert line.count("make room") == 1
+    assert done.stdout.endswith("1 passed\n")
+    assert "Traceback" not in done.stderr
+    assert bench.left() == []
+
+
 def test_folder_of_a_killed_run_is_swept(bench):
     """What SIGKILL left is removed by the next run, and the guest dies with its starter."""
     bench.qemu("mark init 6.9; mark pytest; echo here; exec sleep 999")
@@ -516,32 +596,6 @@ def test_crashes():
     Path("/proc/sysrq-trigger").write_text("c")
 '''
 )
-
-
-def test_two_runs_do_not_share_a_folder_for_results(tmp_path):
-    """The second guest run with one --out is refused in one line; the first one's files stay."""
-    out = tmp_path / "out"
-    code = (
-        "from pathlib import Path\nfrom helpers.vm.run import results_folder\n"
-        f"with results_folder(Path({str(out)!r})):\n    pass\n"
-    )
-    with results_folder(out):
-        (out / "result.json").write_text("{}")
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert "another run writes its results there" in done.stderr.splitlines()[-1]
-        assert (out / "result.json").exists()
-    with results_folder(out):
-        assert not (out / "result.json").exists(), "the next run starts afresh"
-
-
-def test_full_disk_under_results_names_the_folder(tmp_path):
-    """Results that do not fit end with 70, in one line that names the folder to make room in."""
-    with pytest.raises(VmError, match=f"{tmp_path}.*make room there") as caught:
-        with results_folder(tmp_path), open("/dev/full", "wb", buffering=0) as file:
-            file.write(b"x")
-    assert caught.value.code == 70
 
 
 def booted(folder: Path, cases: str) -> subprocess.CompletedProcess[str]:
