@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from helpers.faults.call import Effect
 
-MECHANISMS = ("argument", "result", "unexecuted", "behind", "limit", "shown", "pressure")
-"""argument: changed before the call; result: another one returned; unexecuted: answered
-without the call; behind: calls the process did not make; limit: RLIMIT_MEMLOCK raised for a
-moment; shown: what is read from /proc, counters, vectors; pressure: when reclaim is driven."""
+MECHANISMS = ("argument", "result", "skipped", "side-effect", "limit", "readout", "reclaim")
+"""argument: changed before the call; result: another one returned; skipped: answered without the
+call; side-effect: calls the process did not make; limit: RLIMIT_MEMLOCK raised for a moment;
+readout: what is read from /proc, counters, vectors; reclaim: when reclaim is driven."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Fault:
     name: str
     chapter: str
     statement: str
-    noticed_by: str
     mechanism: str
-    lies: Mapping[str, Effect]
+    effects: Mapping[str, Effect]
+    """System call → what is done to it."""
 
 
 NONE = "none"
-"""The name under which the supervisor lies about nothing."""
+"""The name under which the supervisor changes nothing."""
 
 
 class UnknownFault(ValueError):

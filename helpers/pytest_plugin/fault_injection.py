@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``--fault NAME``, ``--faults`` and ``--fault-matrix``: hooks of pytest, and nothing else."""
+"""Hooks of ``--inject-fault NAME``, ``--list-faults`` and ``--fault-matrix``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from helpers.faults import catalogue, supervisor
 from helpers.faults.call import CHILD, END, READS, SIGNAL
 from helpers.faults.fault import NONE, UnknownFault
 from helpers.pytest_plugin import case_process, exclusive
+from helpers.pytest_plugin.marks import mark_texts
 from helpers.report import detection_matrix, result
 from helpers.report.tool import complain
 from helpers.syscalls import ptrace, seccomp
@@ -60,7 +61,7 @@ class SupervisorClient:
         text = self._here.recv(1 << 20)
         answer: dict[str, Any] = json.loads(text) if text else {"broken": "it ended"}
         if "broken" in answer:
-            raise RuntimeError(f"the supervisor of --fault broke: {answer['broken']}")
+            raise RuntimeError(f"the supervisor of --inject-fault broke: {answer['broken']}")
         return answer
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ class SupervisedFork:
             os.close(self._go)
 
     def in_child(self) -> None:
-        """In the case's process, just before its body: from here on the kernel lies."""
+        """In the case's process, just before its body: from here on faults are injected."""
         os.close(self._go)
         ptrace.allow_tracer()
         if not os.read(self._wait, 1):
@@ -150,7 +151,7 @@ def probe() -> None:
         )
     if status != 42:
         raise ptrace.TracingUnavailable(
-            f"a call that was to fail did not (status {status}); --fault cannot "
+            f"a call that was to fail did not (status {status}); --inject-fault cannot "
             "be used here, and nothing is run without its fault"
         )
 
@@ -160,6 +161,7 @@ service_key = pytest.StashKey[SupervisorClient]()
 acted_key = pytest.StashKey[dict[str, int]]()
 problems_key = pytest.StashKey[list[str]]()
 faults_key = pytest.StashKey[list[str]]()
+detects_key = pytest.StashKey[dict[Path, set[str]]]()
 matrix_key = pytest.StashKey[detection_matrix.Matrix]()
 data_key = pytest.StashKey[dict[str, Any]]()
 
@@ -167,36 +169,37 @@ data_key = pytest.StashKey[dict[str, Any]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("memlock-tests")
     group.addoption(
-        "--fault",
+        "--inject-fault",
         metavar="NAME",
-        help="make the kernel lie to every case in this way (none: supervise, do not lie)",
+        help="inject this fault into the system calls of every case (none: supervise, change "
+        "nothing)",
     )
-    group.addoption("--faults", action="store_true", help="list the faults and leave")
+    group.addoption("--list-faults", action="store_true", help="list the faults and leave")
     group.addoption(
         "--fault-matrix",
         metavar="DIR",
-        help="run each case under every fault that can reach it (with --fault NAME,…: under "
-        "these) and write who noticed",
+        help="run each case under every fault that can reach it (with --inject-fault NAME,…: "
+        "under these) and write who detected it",
     )
     group.addoption(
-        "--fault-seconds",
+        "--fault-budget",
         type=float,
         default=ENOUGH,
         metavar="N",
         help="of --fault-matrix: a case that was seen to fail and has had so many seconds meets "
-        f"only the faults expected to break its file (default {ENOUGH:g})",
+        f"only the faults that its file says it detects (default {ENOUGH:g})",
     )
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    if not config.getoption("--faults"):
+    if not config.getoption("--list-faults"):
         return None
     print(catalogue.listing())
     return 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    name, folder = config.getoption("--fault"), config.getoption("--fault-matrix")
+    name, folder = config.getoption("--inject-fault"), config.getoption("--fault-matrix")
     if not name and not folder:
         return
     try:
@@ -211,13 +214,13 @@ def pytest_configure(config: pytest.Config) -> None:
             if folder:
                 Path(folder).mkdir(parents=True, exist_ok=True)
     except (ptrace.TracingUnavailable, UnknownFault, OSError) as error:
-        option = "--fault-matrix" if folder else "--fault"
+        option = "--fault-matrix" if folder else "--inject-fault"
         raise pytest.UsageError(f"memlock-tests: {option}: {error}") from None
     config.stash[acted_key], config.stash[problems_key] = {}, []
     config.stash[faults_key] = names
     if folder:
         rows = {
-            f.name: {"chapter": f.chapter, "statement": f.statement, "noticed_by": f.noticed_by,
+            f.name: {"chapter": f.chapter, "statement": f.statement, "noticed_by": [],
                      "mechanism": f.mechanism}
             for f in map(catalogue.FAULTS.__getitem__, names)
         }  # fmt: skip
@@ -249,7 +252,7 @@ def _under(
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     config = item.config
-    name, folder = config.getoption("--fault"), config.getoption("--fault-matrix")
+    name, folder = config.getoption("--inject-fault"), config.getoption("--fault-matrix")
     if not (name or folder) or item.get_closest_marker("skip"):
         return None
     hook = item.ihook
@@ -271,7 +274,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
-    """The case with no lie, and under each fault that would have acted there."""
+    """The case with no fault, and under each fault that would have acted there."""
     begun = time.monotonic()
     reports, observer = _under(item, item.config.stash[faults_key], True, case_process.run_forked)
     cells: dict[str, str] = {}
@@ -281,7 +284,7 @@ def _under_all(item: pytest.Item) -> list[pytest.TestReport]:
     ):  # else there is nothing a fault could break
         took = sum(r.duration for r in reports)
         deadline = SHORTEST + TIMES * took
-        enough = item.config.getoption("--fault-seconds")
+        enough = item.config.getoption("--fault-budget")
         for fault in _in_order(observer.acted, item):
             late = time.monotonic() - begun > enough and not _expected(fault, item)
             if late and detection_matrix.DETECTED in cells.values():
@@ -311,7 +314,14 @@ def _in_order(faults: Iterable[str], item: pytest.Item) -> list[str]:
 
 
 def _expected(fault: str, item: pytest.Item) -> bool:
-    return catalogue.FAULTS[fault].noticed_by.partition("::")[0] in item.nodeid
+    """A case of this file has the mark ``detects`` for the fault."""
+    found = item.config.stash.setdefault(detects_key, {})
+    if item.path not in found:
+        found[item.path] = {
+            name for other in item.session.items if other.path == item.path
+            for name in mark_texts(other, "detects")
+        }  # fmt: skip
+    return fault in found[item.path]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -337,7 +347,7 @@ def _digest(config: pytest.Config) -> None:
         outcomes.setdefault(report.nodeid, []).append(report)
         for name, value in report.user_properties:
             if name == "fault-acted":
-                fault = config.getoption("--fault")
+                fault = config.getoption("--inject-fault")
                 acted[fault] = acted.get(fault, 0) + int(str(value))
             elif name == "fault-problem":
                 problems.append(f"{report.nodeid}: {value}")
@@ -372,7 +382,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Gen
     yield
     if acted_key not in config.stash or (matrix_key in config.stash) != (data_key in config.stash):
         return
-    name = config.getoption("--fault")
+    name = config.getoption("--inject-fault")
     if matrix_key in config.stash:
         data: dict[str, Any] = config.stash[data_key]
         for line in detection_matrix.lines(data):

@@ -15,6 +15,7 @@ MARKERS = {
     "deviation": "deviation(id): a kernel fault known to helpers/requirements/deviations.py",
     "share_process": "share_process: variants of the function may run in one process, since each "
     "puts back what it changes there",
+    "detects": "detects(*faults): faults of helpers/faults/catalogue that break the statement",
     "deadline": "deadline(seconds): a limit other than --deadline for this case",
 }
 
@@ -38,7 +39,7 @@ def describe_item(item: pytest.Item) -> None:
     """Statement, chapter, sources and claims travel with every report (JUnit, workers)."""
     item.user_properties.append(("chapter", item.path.parent.name))
     item.user_properties.append(("statement", statement(item)))
-    for name in ("source", "claim"):
+    for name in ("source", "claim", "detects"):
         if texts := mark_texts(item, name):
             item.user_properties.append((name, "; ".join(texts)))
     for claim in mark_texts(item, "claim"):

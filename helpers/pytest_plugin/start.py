@@ -23,7 +23,7 @@ _OWN_DESCRIPTORS = 4
 _WEEK = 7 * 24 * 3600
 NUMBERS: dict[str, tuple[float, float]] = {
     "--deadline": (0.01, _WEEK),
-    "--fault-seconds": (0, _WEEK),
+    "--fault-budget": (0, _WEEK),
     "--model-steps": (1, 10**8),
     "--seed": (0, 2**64 - 1),
 }

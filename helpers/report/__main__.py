@@ -10,7 +10,6 @@ from pathlib import Path
 
 from helpers.report import compare, result
 from helpers.report.files import InvalidResult, replaced_file
-from helpers.report.html import Page
 from helpers.report.result import Result
 from helpers.report.tool import USAGE, Parser, complain, ended, say
 
@@ -49,6 +48,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _html(options: argparse.Namespace) -> int:
+    from helpers.report.html import Page  # jinja2
 
     page = Page()
     bad = _each(options.results, page.add)

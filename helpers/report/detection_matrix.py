@@ -3,20 +3,19 @@
 
 ``matrix.json``, which is also what a result carries as ``sensitivity``::
 
-    {"format": 2, "kernel": RELEASE, "architecture", "page_size", "seconds": 512.3,
+    {"format": 3, "kernel": RELEASE, "architecture", "page_size", "seconds": 512.3,
      "command": [...], "all": true,
-     "faults": {NAME: {"chapter", "statement", "noticed_by", "mechanism"}},
+     "faults": {NAME: {"chapter", "statement", "noticed_by": [TEST], "mechanism"}},
      "cases": {NODE ID: {"chapter", "baseline", "seconds"}},
      "cells": {NAME: {OUTCOME: [PLACE IN cases]}},
-     "controls": {NODE ID: REASON},
      "problems": [TEXT]}
 
 ``baseline`` is the verdict under the supervisor without a lie (``held``, ``deviates``,
 ``failed``, ``not verified``); only the first is run under faults: a case that deviates is broken
 by the kernel itself. ``seconds`` is what all runs of a case took. ``cells`` has the pairs in
 which the fault would have acted: ``noticed``, ``missed``, ``inconclusive``, ``unreached`` (it
-did not act after all), ``not run`` (the case had had its time). ``controls`` are the cases shown
-able to fail in another way.
+did not act after all), ``not run`` (the case had had its time). Format 2 named one test, or its
+file, a fault.
 Without ``all`` only the faults named were tried, and that they do not break a case says nothing.
 
 In memory ``cells`` is {NAME: {NODE ID: OUTCOME}} (:func:`packed`, :func:`unpacked`).
@@ -35,7 +34,6 @@ from typing import Any
 
 from helpers import syscalls
 from helpers.machine import kernel_version
-from helpers.report import reader
 from helpers.report.files import InvalidResult, inside, replaced_file
 from helpers.report.ktap import printable
 
@@ -43,7 +41,7 @@ PROPERTY = "fault-matrix"
 DETECTED, UNDETECTED, INCONCLUSIVE, NOT_REACHED = "noticed", "missed", "inconclusive", "unreached"
 UNRUN = "not run"
 RAN = (DETECTED, UNDETECTED, INCONCLUSIVE)
-PASSED, DEVIATES, FORMAT = "held", "deviates", 2
+PASSED, DEVIATES, FORMAT = "held", "deviates", 3
 SOUND = (PASSED, DEVIATES)
 
 
@@ -68,7 +66,7 @@ class Matrix:
     there are no others.
     """
 
-    faults: dict[str, dict[str, str]]
+    faults: dict[str, dict[str, Any]]
     all: bool
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
     cells: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -81,6 +79,11 @@ class Matrix:
             (str(v) for r in reports for n, v in r.user_properties if n == "chapter"), ""
         )
         self.cases[node] = {"chapter": chapter, "baseline": baseline(reports)}
+        detects = {str(v) for r in reports for n, v in r.user_properties if n == "detects"}
+        for fault in "; ".join(detects).split("; "):
+            tests = self.faults.get(fault, {}).get("noticed_by", [])
+            if (test := node.partition("[")[0]) not in tests and fault in self.faults:
+                tests.append(test)
         for report in reports:
             for name, value in report.user_properties:
                 if name == PROPERTY:
@@ -103,9 +106,6 @@ class Matrix:
             "faults": self.faults,
             "cases": self.cases,
             "cells": self.cells,
-            "controls": {
-                n: why for n, row in self.cases.items() if (why := control(n, row["baseline"]))
-            },
             "problems": self.problems,
         }  # fmt: skip
 
@@ -131,7 +131,11 @@ def unpacked(data: Mapping[str, Any], path: Path | None = None) -> dict[str, Any
         }
     except IndexError:
         raise InvalidResult(f"{path}: a cell of a case that is not in the fault matrix") from None
-    return {**data, "cells": cells}
+    faults = {
+        name: fault | {"noticed_by": [by] if isinstance(by := fault["noticed_by"], str) else by}
+        for name, fault in data["faults"].items()
+    }
+    return {**data, "faults": faults, "cells": cells}
 
 
 def origin(data: Mapping[str, Any]) -> tuple[str, str, int]:
@@ -147,11 +151,14 @@ def write(data: Mapping[str, Any], folder: Path) -> None:
             file.write(text)
 
 
-def control(node: str, baseline: str = PASSED) -> str:
-    """Why a case that no fault breaks is known to be able to fail ("" if it is not)."""
-    if baseline == DEVIATES:
-        return "fails by itself on this kernel, which is known to deviate here"
-    return ""
+def deviates(data: Mapping[str, Any], node: str) -> bool:
+    """The case fails by itself on this kernel, which is known to deviate there."""
+    return bool(data["cases"][node]["baseline"] == DEVIATES)
+
+
+def expected_in(fault: Mapping[str, Any], node: str) -> bool:
+    """The case says by the mark ``detects`` that it detects the fault."""
+    return any(name in node for name in fault["noticed_by"])
 
 
 def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -161,14 +168,16 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if other := next((origin(p) for p in parts if origin(p) != origin(parts[0])), None):
         raise InvalidResult(f"parts of {origin(parts[0])} and of {other}: not the same kernel")
-    whole: dict[str, Any] = {"cases": {}, "cells": {}, "controls": {}, "problems": []}
+    whole: dict[str, Any] = {"cases": {}, "cells": {}, "problems": []}
+    tests: dict[str, set[str]] = {}
     seconds = 0.0
     for part in parts:
         for cells in whole["cells"].values():
             for node in part["cases"]:
                 cells.pop(node, None)
-        for key in ("cases", "controls"):
-            whole[key].update(part[key])
+        whole["cases"].update(part["cases"])
+        for name, fault in part["faults"].items():
+            tests.setdefault(name, set()).update(fault["noticed_by"])
         for fault, cells in part["cells"].items():
             whole["cells"].setdefault(fault, {}).update(cells)
         whole["problems"] += part["problems"]
@@ -178,6 +187,9 @@ def merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for k in ("format", "kernel", "architecture", "page_size", "command", "all", "faults")
         }
     whole["seconds"] = round(seconds, 1)
+    whole["faults"] = {
+        name: fault | {"noticed_by": sorted(tests[name])} for name, fault in whole["faults"].items()
+    }
     return whole
 
 
@@ -216,6 +228,8 @@ def load(path: Path) -> dict[str, Any]:
     Raises Unreadable; ModuleNotFoundError without msgspec (dependency group ``report``).
     """
 
+    from helpers.report import reader  # msgspec
+
     path = inside(path, "matrix.json", f"pytest --fault-matrix={path}")
     return unpacked(reader.matrix(path), path)
 
@@ -235,19 +249,19 @@ def count(data: Mapping[str, Any]) -> Sensitivity:
     for name, fault in data["faults"].items():
         acted = any(seen in RAN for seen in data["cells"].get(name, {}).values())
         reached += acted
-        if any(fault["noticed_by"] in node for node in who.get(name, ())):
+        if any(expected_in(fault, node) for node in who.get(name, ())):
             told["expected"].append(name)
         elif not acted and any(f": {name}: " in text for text in data["problems"]):
             continue  # it cannot be told here, and that is said
-        elif any(fault["noticed_by"] in node for node in held):
+        elif any(expected_in(fault, node) for node in held):
             told["unexpected" if who.get(name) else "unnoticed" if acted else "idle"].append(name)
     shown = set().union(*who.values()) & set(cases)
     rest = [n for n in cases if n not in shown]
     return Sensitivity(
         reached, sum(map(bool, who.values())), len(told["expected"]), len(cases), len(shown),
-        sum(n in data["controls"] for n in rest),
+        sum(deviates(data, n) for n in rest),
         tuple(told["unnoticed"]), tuple(told["unexpected"]), tuple(told["idle"]),
-        tuple(n for n in rest if n not in data["controls"]) if data["all"] else (),
+        tuple(n for n in rest if not deviates(data, n)) if data["all"] else (),
     )  # fmt: skip
 
 
@@ -268,7 +282,7 @@ def chapters(data: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows.append(
             {"chapter": chapter, "faults": len(mine), "noticed": sum(bool(who[f]) for f in mine),
              "cases": len(nodes), "shown": sum(n in shown for n in nodes),
-             "controlled": sum(n in data["controls"] and n not in shown for n in nodes),
+             "controlled": sum(deviates(data, n) and n not in shown for n in nodes),
              "unshown": sum(n in found.unshown for n in nodes)}
         )  # fmt: skip
     return rows
@@ -286,7 +300,7 @@ def summary(data: Mapping[str, Any]) -> list[str]:
         f"faults {found.faults}, noticed {found.noticed}, by the case whose statement they break "
         f"{found.expected}; cases {found.cases}, shown able to fail {found.shown}, "
         f"by a control of their own {found.controlled}",
-        f"pairs {ran}, and {left} that were not run (--fault-seconds); "
+        f"pairs {ran}, and {left} that were not run (--fault-budget); "
         f"{data['seconds'] / 60:.1f} minutes",
         f"{'chapter':12}" + "".join(f"{name:>12}" for name in COLUMNS),
     ]
@@ -302,7 +316,8 @@ def lines(data: Mapping[str, Any]) -> list[str]:
     text = summary(data)
     text += [f"noticed by nobody: {name}" for name in found.unnoticed]
     text += [
-        f"noticed, but not by {data['faults'][f]['noticed_by']}: {f}" for f in found.unexpected
+        f"noticed, but not by {' or '.join(data['faults'][f]['noticed_by'])}: {f}"
+        for f in found.unexpected
     ]
     text += [f"no case let it act: {name}" for name in found.idle]
     text += [f"not broken by any fault: {node}" for node in found.unshown]
@@ -323,7 +338,7 @@ def rows(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for name, fault in data["faults"].items():
         noticed = sorted(who.get(name, ()))
-        first = next((n for n in noticed if fault["noticed_by"] in n), "")
+        first = next((n for n in noticed if expected_in(fault, n)), "")
         found.append(
             {"name": name, **fault, "noticed": len(noticed), "expected": bool(first),
              "first": first or (noticed[0] if noticed else ""),
@@ -348,13 +363,10 @@ def table(data: Mapping[str, Any]) -> str:
         seen = f"`{first}`{more}" if first else "**nobody**" if row["acted"] else "–"
         text.append(
             f"| {row['name']} | {row['statement'].replace('|', chr(92) + '|')} | {row['acted']} "
-            f"| {seen} | {row['noticed_by']} |"
+            f"| {seen} | {', '.join(n.removeprefix('tests/') for n in row['noticed_by'])} |"
         )
     text += ["", "## Cases that no fault breaks", ""]
     text += [f"- `{node}`" for node in found.unshown] or ["None."]
-    text += ["", "## Cases with a control of their own", ""]
-    shown = broken_by(data)
-    text += [
-        f"- `{node}`: {why}" for node, why in data["controls"].items() if node not in shown
-    ] or ["None."]
+    text += ["", "## Cases that deviate here", ""]
+    text += [f"- `{n}`" for n in data["cases"] if deviates(data, n)] or ["None."]
     return "\n".join(map(printable, text)) + "\n"

@@ -85,7 +85,7 @@ def _sensitivity(result: Result) -> dict[str, Any] | None:
         "chapters": detection_matrix.chapters(data),
         "columns": detection_matrix.COLUMNS,
         "rows": detection_matrix.rows(data),
-        "controls": data["controls"],
+        "deviates": {n for n in data["cases"] if detection_matrix.deviates(data, n)},
         "shown": detection_matrix.broken_by(data),
         "minutes": data["seconds"] / 60,
         "picture": {

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from helpers.report import detection_matrix, machine, reader
+from helpers.report import detection_matrix, machine
 from helpers.report.files import InvalidResult, inside
 from helpers.report.ktap import printable
 from helpers.report.verdicts import CaseResult, Verdict
@@ -157,6 +157,8 @@ def attach_matrix(path: Path, folder: Path) -> None:
     Raises :class:`Unreadable` for either, and where they are of different kernels; OSError.
     """
 
+    from helpers.report import reader  # msgspec
+
     made, data = load(path), detection_matrix.load(folder)
     ours = (made.kernel, made.run["architecture"], made.run["page_size"])
     theirs = detection_matrix.origin(data)
@@ -187,6 +189,8 @@ class Result:
 
     def rows(self) -> Iterator[Any]:
         """Each behaviour, with the members that the schema states as attributes."""
+
+        from helpers.report import reader  # msgspec
 
         return map(reader.row(), self.encoded)
 
@@ -230,6 +234,8 @@ def load(path: Path) -> Result:
 
     ModuleNotFoundError without msgspec (dependency group ``report``).
     """
+
+    from helpers.report import reader  # msgspec
 
     file = inside(path, FILE, f"pytest --report={path}")
     value = reader.result(file, SCHEMA)

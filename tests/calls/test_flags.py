@@ -27,6 +27,7 @@ def unknown_to_mlock2():
 
 @BOTH
 @pytest.mark.source("mlock(2) ERRORS: EINVAL (mlock2() only) Unknown flags were specified")
+@pytest.mark.detects("mlock2-unknown-flags-accepted")
 def test_mlock2_unknown_flags_give_einval(calls):
     """mlock2 refuses every flag but MLOCK_ONFAULT with EINVAL, alone or beside it, and changes
     no lock."""
@@ -45,6 +46,7 @@ def test_mlock2_unknown_flags_give_einval(calls):
 
 @BOTH
 @pytest.mark.source("mlock(2) DESCRIPTION")
+@pytest.mark.detects("mlock2-ignored", "mlock2-always-onfault")
 def test_mlock2_known_flags_are_accepted(calls):
     """mlock2 with no flag locks like mlock, with MLOCK_ONFAULT on fault: nothing else does."""
     with mapping("private", 4) as region:
@@ -93,6 +95,9 @@ def invalid_for_mlockall():
 
 @BOTH
 @pytest.mark.source("mlockall(2) ERRORS: EINVAL")
+@pytest.mark.detects(
+    "mlockall-zero-accepted", "mlockall-onfault-alone-accepted", "mlockall-unknown-flag-accepted"
+)
 def test_mlockall_invalid_flags_give_einval(calls):
     """mlockall refuses 0, MCL_ONFAULT alone and every unknown flag with EINVAL, and locks
     neither what is mapped nor what is mapped later."""

@@ -73,6 +73,7 @@ def expected(holes, changed, mark_inside, mark_outside):
 
 
 @EVERY_HOLE
+@pytest.mark.detects("mlock-hole-eagain", "mlock-hole-locks-nothing", "mlock-hole-locks-beyond")
 def test_lock_over_hole_locks_what_lies_before_it(where):
     """A lock over a hole gives ENOMEM; the pages before the hole are locked and counted but
     not populated, those behind it are untouched."""
@@ -95,6 +96,7 @@ def test_lock_over_hole_locks_what_lies_before_it(where):
 
 
 @EVERY_HOLE
+@pytest.mark.detects("munlock-hole-unlocks-nothing")
 def test_munlock_over_hole_unlocks_what_lies_before_it(where):
     """munlock over a hole gives ENOMEM; the pages before the hole are unlocked, those behind
     it stay locked, and all stay resident."""
@@ -136,6 +138,7 @@ def test_unmapped_range_gives_enomem(calls):
 
 
 @BOTH
+@pytest.mark.detects("mlock-hole-not-reported")
 def test_hole_in_the_middle_is_reported_by_each_call(calls):
     """Each call, by the C library as by number, reports a hole as ENOMEM."""
     seen = {}
@@ -169,6 +172,7 @@ def test_lock_over_many_mappings_stops_at_the_hole(how):
         assert status.vmlck_pages() - before == 6, "VmLck grows by six pages"
 
 
+@pytest.mark.detects("munlock-hole-not-reported")
 def test_munlock_over_many_mappings_stops_at_the_hole():
     """munlock over several mappings unlocks each one before the hole, and none behind it."""
     with many_vmas() as region:

@@ -24,6 +24,7 @@ def shape(region):
 
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.detects("maplocked-ignored")
 def test_map_locked_locks_counts_and_populates(kind):
     """mmap(MAP_LOCKED) returns with the whole mapping locked, counted and resident; munlock
     undoes the lock."""
@@ -40,6 +41,7 @@ def test_map_locked_locks_counts_and_populates(kind):
 
 
 @pytest.mark.parametrize(("length", "pages"), [(1, 1), (PAGE, 1), (PAGE + 1, 2), (3 * PAGE - 1, 3)])
+@pytest.mark.detects("maplocked-length-rounded-down")
 def test_map_locked_rounds_its_length_up(length, pages):
     """mmap(MAP_LOCKED) of any length locks the whole pages it maps."""
     with mapping("private", 6) as region:
@@ -55,6 +57,7 @@ def test_map_locked_rounds_its_length_up(length, pages):
         )
 
 
+@pytest.mark.detects("maplocked-bad-arguments-efault")
 def test_map_locked_argument_errors_lock_nothing():
     """mmap(MAP_LOCKED) with arguments that no mmap takes fails as any mmap does, and counts
     nothing."""

@@ -46,6 +46,7 @@ def touch(region):
 
 @BOTH
 @ANONYMOUS
+@pytest.mark.detects("mincore-one-page-early")
 def test_mincore_says_page_by_page_what_was_touched(calls, kind):
     """mincore writes one byte a page, exactly 1 for a page in memory and 0 for one that is
     not, in the order of the pages, and nothing behind the last."""
@@ -76,6 +77,7 @@ def test_mincore_of_part_of_a_mapping_begins_at_its_address():
     ("length", "entries"),
     [(1, 1), (PAGE - 1, 1), (PAGE, 1), (PAGE + 1, 2), (PAGE + PAGE // 2, 2), (3 * PAGE - 1, 3)],
 )
+@pytest.mark.detects("mincore-last-page-absent", "mincore-length-rounded-down")
 def test_mincore_length_rounds_up(length, entries):
     """A length that ends inside a page includes that page; nothing is written behind its
     byte."""
@@ -88,6 +90,7 @@ def test_mincore_length_rounds_up(length, entries):
 
 
 @BOTH
+@pytest.mark.detects("mincore-zero-length-einval")
 def test_mincore_zero_length_is_noop(calls):
     """Length 0 succeeds and writes nothing, whatever address and vector."""
     with mapping("private", 2) as region:
@@ -105,6 +108,7 @@ def test_mincore_zero_length_is_noop(calls):
 
 
 @BOTH
+@pytest.mark.detects("mincore-unaligned-accepted")
 def test_mincore_unaligned_address_gives_einval(calls):
     """An address inside a page gives EINVAL before anything else is looked at."""
     with mapping("private", 4) as region:
@@ -125,6 +129,7 @@ def test_mincore_unaligned_address_gives_einval(calls):
 
 
 @BOTH
+@pytest.mark.detects("mincore-bad-vector-enomem")
 def test_mincore_bad_vector_gives_efault(calls):
     """A vector that is NULL, unmapped, read-only, inaccessible or the kernel's gives EFAULT."""
     with mapping("private", 2) as region, mapping("private", 4) as store:
@@ -150,6 +155,7 @@ HOLES = {"first": 0, "second": 1, "middle": 4, "last": 7}
 
 
 @pytest.mark.parametrize("where", HOLES.values(), ids=HOLES)
+@pytest.mark.detects("mincore-hole-not-reported")
 def test_mincore_over_hole_gives_enomem(where):
     """A hole anywhere in the range gives ENOMEM; pages before it have been reported by then,
     those behind it never are."""

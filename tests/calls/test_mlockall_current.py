@@ -64,6 +64,7 @@ def fill(path, buffer):
 
 
 @pytest.mark.parametrize("flags", [MCL_CURRENT, MCL_CURRENT | MCL_ONFAULT], ids=["full", "onfault"])
+@pytest.mark.detects("mlockall-skips-protnone", "mlockall-skips-readonly", "mlockall-skips-shared")
 def test_mlockall_current_locks_every_kind_of_mapping(flags):
     """mlockall(MCL_CURRENT) locks mappings of every kind and protection and populates what is
     accessible, and with MCL_ONFAULT populates nothing; munlockall unlocks each of them."""
@@ -121,6 +122,7 @@ def test_mlockall_current_locks_all_but_special_mappings(flags):
     assert vmlck == sum(v.kb for v in lockable), "which is VmSize without the special mappings"
 
 
+@pytest.mark.detects("mlockall-current-implies-future")
 def test_mlockall_current_leaves_later_mappings_alone():
     """A mapping made after mlockall(MCL_CURRENT) is neither locked nor populated."""
     with mapping("private", PAGES) as old:
@@ -132,6 +134,7 @@ def test_mlockall_current_leaves_later_mappings_alone():
             assert pagemap.present_count(later.addr, PAGES) == 0, "nor is it populated"
 
 
+@pytest.mark.detects("mlockall-reports-populate-errors")
 def test_mlockall_hides_population_failure():
     """mlockall(MCL_CURRENT) returns 0 though it cannot populate memory without access or past
     the end of a file, where mlock reports ENOMEM, and populates what comes behind it."""

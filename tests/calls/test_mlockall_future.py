@@ -36,6 +36,7 @@ def locked_later(flags):
 
 
 @pytest.mark.parametrize("flags", [MCL_FUTURE, MCL_FUTURE | MCL_ONFAULT], ids=["full", "onfault"])
+@pytest.mark.detects("mlockall-future-onfault-lost")
 def test_mlockall_future_locks_every_kind_of_new_mapping(flags):
     """Under MCL_FUTURE new mappings of every kind are locked and populated, those without
     access are locked only; with MCL_ONFAULT nothing is populated."""
@@ -53,6 +54,7 @@ def test_mlockall_future_locks_every_kind_of_new_mapping(flags):
 
 
 @pytest.mark.parametrize("flags", [MCL_FUTURE, MCL_FUTURE | MCL_ONFAULT], ids=["full", "onfault"])
+@pytest.mark.detects("mlockall-future-locks-current")
 def test_mlockall_future_leaves_existing_mappings_alone(flags):
     """mlockall(MCL_FUTURE) neither locks nor populates nor unlocks what is mapped already."""
     with mapping("private", 3 * PAGES) as region:
@@ -101,6 +103,7 @@ def test_mlockall_future_reaches_a_mapping_placed_over_another():
 
 
 @pytest.mark.parametrize("flags", [MCL_FUTURE, MCL_FUTURE | MCL_ONFAULT], ids=["full", "onfault"])
+@pytest.mark.detects("munlock-cancels-future")
 def test_munlock_leaves_future_in_force(flags):
     """munlock of mappings made under MCL_FUTURE unlocks them and leaves MCL_FUTURE in force,
     with its MCL_ONFAULT."""
@@ -119,6 +122,7 @@ def test_munlock_leaves_future_in_force(flags):
 
 
 @pytest.mark.claim("W8")
+@pytest.mark.detects("munlockall-keeps-future")
 def test_munlockall_cancels_future():
     """munlockall unlocks what MCL_FUTURE locked, and later mappings are not locked."""
     syscalls.mlockall(MCL_FUTURE)

@@ -96,6 +96,13 @@ def tour():
     return [*steps, names[0]]
 
 
+@pytest.mark.detects(
+    "mlockall-ignored",
+    "mlockall-current-keeps-future",
+    "mlockall-both-forgets-future",
+    "mlockall-both-forgets-current",
+    "mlockall-current-onfault-lost",
+)
 def test_every_call_after_every_other():
     """Each call decides anew what is locked now, if it has MCL_CURRENT, and what will be
     locked: MCL_FUTURE and MCL_ONFAULT of the call before are forgotten."""
@@ -126,6 +133,7 @@ def test_every_call_after_every_other():
 
 
 @pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
+@pytest.mark.detects("munlockall-ignored")
 def test_mlockall_accepts_each_valid_flag_set(calls):
     """mlockall returns 0 for each of the six valid sets of flags, munlockall after it as
     well."""

@@ -81,6 +81,7 @@ def overflowing(region):
 
 @pytest.mark.needs("CAP_IPC_LOCK")
 @EVERY_LOCK
+@pytest.mark.detects("overflow-enomem", "overflow-accepted")
 def test_lock_of_overflowing_range_gives_einval(how):
     """A lock whose range ends beyond the last address gives EINVAL and locks nothing."""
     with mapping("private", 4) as region:
@@ -115,6 +116,7 @@ def test_munlock_of_overflowing_range_gives_einval():
 
 @pytest.mark.needs("limit:8")
 @EVERY_LOCK
+@pytest.mark.detects("limit-checked-after-overflow")
 def test_limit_is_checked_before_overflow(how):
     """Without CAP_IPC_LOCK a length of nearly the whole address space is over the limit:
     ENOMEM; a page that ends at address 0 is not, and gives EINVAL."""
@@ -141,6 +143,7 @@ def outside():
 
 
 @EVERY_CALL
+@pytest.mark.detects("kernel-range-einval")
 def test_range_outside_user_space_gives_enomem(how):
     """A range where no process can have memory is a range that is not mapped: ENOMEM."""
     before = status.vmlck_pages()
@@ -173,6 +176,7 @@ def test_page_below_the_stack_gives_enomem():
 
 
 @EVERY_CALL
+@pytest.mark.detects("tagged-address-accepted")
 def test_tagged_address(how):
     """arm64 ignores a tag in the top byte of an address, as its ABI has it; elsewhere such an
     address is outside user space."""

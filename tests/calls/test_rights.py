@@ -61,6 +61,7 @@ def test_locking_without_right_gives_eperm(calls):
 
 
 @BOTH
+@pytest.mark.detects("mlockall-flags-checked-late")
 def test_flags_are_checked_before_rights(calls):
     """With a limit of 0 and without CAP_IPC_LOCK invalid arguments still give EINVAL, not
     EPERM."""
@@ -79,6 +80,7 @@ def test_flags_are_checked_before_rights(calls):
 
 
 @BOTH
+@pytest.mark.detects("munlock-needs-right", "munlockall-needs-right")
 def test_unlocking_needs_no_right(calls):
     """With a limit of 0 and without CAP_IPC_LOCK munlock and munlockall succeed, and what they
     refuse has other reasons than rights."""

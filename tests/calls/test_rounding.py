@@ -59,6 +59,14 @@ def locked_by_range(region):
 @BOTH
 @EVERY_LOCK
 @pytest.mark.claim("W5")
+@pytest.mark.detects(
+    "mlock-ignored",
+    "lock-family-not-implemented",
+    "mlock-length-ignores-offset",
+    "mlock-start-rounded-up",
+    "mlock-length-rounded-down",
+    "mlock-unaligned-einval",
+)
 def test_lock_rounds_outward_to_whole_pages(calls, how):
     """A lock covers exactly the pages that hold one of the bytes asked for: the start is
     rounded down, the end up."""
@@ -83,6 +91,12 @@ def test_lock_rounds_outward_to_whole_pages(calls, how):
     [(syscalls.RAW, LOCKS["mlock"]), (syscalls.GLIBC, LOCKS["onfault"])],
     ids=["syscall-lo", "libc-lf"],
 )
+@pytest.mark.detects(
+    "munlock-length-ignores-offset",
+    "munlock-start-rounded-up",
+    "munlock-one-page-more",
+    "munlock-unaligned-einval",
+)
 def test_munlock_rounds_outward_to_whole_pages(calls, how):
     """munlock unlocks every page that holds one of its bytes, and no other."""
     for (offset, length), pages in RANGES.items():
@@ -98,6 +112,7 @@ def test_munlock_rounds_outward_to_whole_pages(calls, how):
             assert left == WINDOW - len(pages), "VmLck keeps the other pages only"
 
 
+@pytest.mark.detects("mlock-one-page-more")
 def test_range_behind_the_first_page_rounds_to_its_own_pages():
     """Two bytes across a page boundary in the middle lock both pages and nothing beside them;
     unlocking two bytes across their far edges unlocks one page on each side of the edge."""
@@ -170,6 +185,7 @@ EVERY_CALL = pytest.mark.parametrize("how", ANY_CALL.values(), ids=ANY_CALL)
 
 
 @EVERY_CALL
+@pytest.mark.detects("mlock-zero-length-einval")
 def test_zero_length_does_nothing(how):
     """Length 0 from a page boundary succeeds and does nothing, whether the address is mapped,
     unmapped or NULL."""
@@ -215,6 +231,7 @@ def test_zero_length_inside_a_page_means_that_page(how):
 
 
 @BOTH
+@pytest.mark.detects("success-is-not-zero")
 def test_success_returns_zero_and_leaves_errno_alone(calls):
     """Each call returns exactly 0 when it succeeds and does not touch errno."""
     with mapping("private", 2) as region:

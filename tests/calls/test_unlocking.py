@@ -92,6 +92,7 @@ def test_munlock_of_never_locked_range_is_noop(touched):
 
 
 @BOTH
+@pytest.mark.detects("munlock-ignored")
 def test_munlock_over_locked_and_unlocked_pages_unlocks_all(calls):
     """munlock over islands of locked pages of both kinds succeeds and unlocks each one."""
     with mapping("private", 8) as region:
@@ -119,6 +120,7 @@ def test_munlockall_with_nothing_locked_returns_zero(calls):
 
 
 @BOTH
+@pytest.mark.detects("thread-munlock-ignored", "thread-mlock-ignored")
 def test_any_thread_may_lock_and_unlock(calls):
     """Locks belong to the address space: one thread locks what another unlocks, by munlock and
     by munlockall."""

@@ -55,6 +55,7 @@ def test_lock_of_prot_none_reports_enomem_but_locks(calls, how, kind):
 
 @BOTH
 @pytest.mark.deviation("onfault-populates-prot-none")
+@pytest.mark.detects("mlock-onfault-protnone-enomem")
 def test_onfault_lock_of_prot_none_succeeds(calls):
     """mlock2(MLOCK_ONFAULT) of PROT_NONE memory succeeds: there is nothing to populate."""
     with mapping("private", 4, prot=PROT_NONE) as region:
@@ -68,6 +69,7 @@ def test_onfault_lock_of_prot_none_succeeds(calls):
 
 
 @pytest.mark.parametrize("inner", [(2, 2), (0, 2), (4, 2)], ids=["middle", "start", "end"])
+@pytest.mark.detects("mlock-protnone-succeeds", "mlock-protnone-not-locked")
 def test_lock_across_prot_none_stops_populating_there(inner):
     """A lock over accessible and PROT_NONE memory gives ENOMEM and locks all of it; only what
     lies before the inaccessible part is populated."""
@@ -141,6 +143,7 @@ BEYOND = pytest.mark.parametrize("kind", ["memfd-private", "memfd-shared"])
 
 @MIXED
 @BEYOND
+@pytest.mark.detects("mlock-past-eof-succeeds", "mlock-populate-efault")
 def test_lock_past_end_of_file_reports_enomem_but_locks(calls, how, kind, short_file):
     """mlock of a file mapping that reaches past the end of the file gives ENOMEM; all of it is
     locked and counted, and the part in the file, its last page included, is resident."""
@@ -190,6 +193,7 @@ def test_map_locked_past_end_of_file_succeeds(kind, short_file):
         )
 
 
+@pytest.mark.detects("maplocked-fails-unpopulated")
 def test_map_locked_prot_none_succeeds():
     """mmap(MAP_LOCKED) of PROT_NONE memory succeeds, locks and counts it; making it accessible
     populates it."""

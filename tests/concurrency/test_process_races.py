@@ -95,6 +95,7 @@ def test_processes_race_on_same_pages(request, kind):
 
 @pytest.mark.needs("smaps-flags", "kpageflags")
 @pytest.mark.parametrize("end", ["exit", "kill"])
+@pytest.mark.detects("kill-keeps-mlocked")
 def test_processes_that_end_leave_no_mark(request, end):
     """Once processes that lock and unlock pages of one file have exited, or have been killed in
     the middle, no page is mlocked, and each can be locked and unlocked as before."""

@@ -15,6 +15,7 @@ pytestmark = [
 
 
 @pytest.mark.needs("lock:8000", "budget:8000", "vmas:8000")
+@pytest.mark.detects("mlock-stops-after-1000-vmas")
 def test_thousands_of_vmas_are_each_counted():
     """A lock over 8,000 VMAs of alternating protection locks, counts and populates each, and
     one munlock of it all unlocks each."""
@@ -53,6 +54,7 @@ def test_many_processes_lock_one_file():
 
 @pytest.mark.needs("lock:16384", "budget:16384", "kpageflags")
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
+@pytest.mark.detects("mlock-populates-4096")
 def test_large_region_is_locked_to_the_last_page(kind):
     """A lock of 16,384 pages populates and marks each of them, and its munlock clears each."""
     pages = 16384

@@ -113,6 +113,7 @@ def marks(region):
     ],
     ids="-".join,
 )
+@pytest.mark.detects("thread-uncounted", "thread-munlock-kept")
 def test_races_leave_exact_account(request, names):
     """However the calls of several threads on one range interleave, afterwards VmLck is the sum
     of the lo VMAs, every locked page is present, and munlockall leaves nothing."""
@@ -175,6 +176,7 @@ def test_mlockall_races_with_mlock(request):
 
 
 @pytest.mark.needs("limit:32")
+@pytest.mark.detects("thread-escapes-limit")
 def test_threads_reach_the_limit_exactly(request):
     """Threads that lock a page at a time at once get as many as the limit has, no page more
     or less: who comes too late gets ENOMEM."""

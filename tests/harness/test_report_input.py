@@ -62,7 +62,6 @@ SENSITIVITY = {
     "cases": {ROWS[0]["id"]: {"chapter": "calls", "baseline": "held", "seconds": 1.0},
               ROWS[3]["id"]: {"chapter": "calls", "baseline": "held"}},
     "cells": {"lie": {"noticed": [0], "missed": [1]}},
-    "controls": {ROWS[3]["id"]: "broken by hand"},
 }  # fmt: skip
 
 
@@ -581,7 +580,7 @@ def test_matrix_that_cannot_be_written_is_one_line(suite):
     """A run under faults whose matrix cannot be kept ends in one line and 4."""
     suite.case("def test_one():\n    pass\n")
     (suite.path / "m" / "matrix.json").mkdir(parents=True)
-    done = suite.run("--fault-matrix=m", "--fault=mlock-ignored", "-q")
+    done = suite.run("--fault-matrix=m", "--inject-fault=mlock-ignored", "-q")
     if "--fault-matrix" not in done.stderr:
         pytest.skip(f"needs to trace processes: {done.stdout[-200:]}")
     assert (done.returncode, len(done.stderr.splitlines())) == (4, 1), done.stderr

@@ -212,7 +212,7 @@ def test_option_without_its_word_is_refused(suite, ours):
     [
         *((["--deadline", n], "out of range") for n in ("nan", "inf", "1e308", "-1", "0")),
         (["--deadline=1e-9"], "out of range"),
-        (["--fault-seconds=nan"], "out of range"),
+        (["--fault-budget=nan"], "out of range"),
         (["--model-steps=-1"], "out of range"),
         (["--seed=-1"], "out of range"),
         (["--require= "], "--require has no value"),

@@ -104,6 +104,7 @@ def test_ordinary_user_locks_up_to_the_limit():
 
 
 @pytest.mark.needs("root-user", "limit:8")
+@pytest.mark.detects("cap-by-uid")
 def test_root_without_the_capability_is_bound():
     """User 0 without CAP_IPC_LOCK is bound by the limit like anybody else."""
 
@@ -120,6 +121,7 @@ def test_root_without_the_capability_is_bound():
 
 @pytest.mark.needs("user-namespace", "limit:8")
 @pytest.mark.source("user_namespaces(7)")
+@pytest.mark.detects("cap-userns")
 def test_user_namespace_root_is_bound():
     """Root of a child user namespace has CAP_IPC_LOCK only there: the limit binds it."""
 
@@ -155,6 +157,7 @@ def test_user_namespace_root_is_bound_under_mcl_future():
 
 @BY_ROUTE
 @pytest.mark.needs("CAP_IPC_LOCK", "limit:1")
+@pytest.mark.detects("cap-ignored-by-mlock", "cap-ignored-by-mmap")
 def test_capability_exempts_from_the_limit(lock):
     """With CAP_IPC_LOCK effective every call locks beyond the limit, which is 0, a byte or a
     page.
@@ -197,6 +200,7 @@ def test_capability_exempts_an_ordinary_user():
 
 @pytest.mark.needs("CAP_IPC_LOCK", "limit:1")
 @pytest.mark.parametrize("limit", [0, PAGE], ids=["0", "P"])
+@pytest.mark.detects("cap-permitted")
 def test_effective_capability_decides(limit):
     """CAP_IPC_LOCK permitted but not effective counts for nothing; dropping denies and raising
     allows at once.

@@ -21,6 +21,7 @@ NO_FAULT = page_faults.Faults(0, 0)
 
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.detects("munlock-drops-pages")
 def test_munlock_leaves_pages_resident(kind):
     """munlock leaves every page present with its contents; reading them causes no fault."""
     before = status.vmlck_pages()
@@ -50,6 +51,7 @@ def test_memory_once_locked_is_written_without_faults(kind):
 
 @pytest.mark.needs("lock-all")
 @pytest.mark.parametrize("flags", [1, 3], ids=["CURRENT", "CURRENT,FUTURE"])
+@pytest.mark.detects("munlockall-drops-pages")
 def test_munlockall_leaves_pages_resident(flags):
     """munlockall leaves what mlockall brought in; a mapping made afterwards has nothing present."""
     known = {1: syscalls.MCL_CURRENT, 3: syscalls.MCL_CURRENT | syscalls.MCL_FUTURE}

@@ -25,6 +25,7 @@ def mincore_of(kind, pages):
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.claim("W17")
+@pytest.mark.detects("mlock2-onfault-lost", "onfault-populates", "pagemap-all-present")
 def test_fault_lock_populates_nothing(kind):
     """mlock2(MLOCK_ONFAULT) counts all of an untouched range and brings in no page of it."""
     before = status.vmlck_pages()

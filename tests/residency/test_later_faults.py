@@ -65,6 +65,7 @@ def test_writing_locked_private_memory_does_not_fault(route, kind):
 
 @pytest.mark.parametrize("kind", SHMEM)
 @pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.detects("minor-fault-on-locked", "major-fault-on-locked")
 def test_writing_locked_shared_memory_faults_like_memory_in_use(route, kind):
     """The first write to locked shared memory faults no more than one to memory that is mapped
     already: not at all, where the processor notes a write by itself."""
@@ -86,6 +87,7 @@ def test_writing_locked_shared_memory_faults_like_memory_in_use(route, kind):
 @pytest.mark.parametrize(
     "kind", [*SHMEM, pytest.param("file-shared", marks=pytest.mark.needs("disk-file"))]
 )
+@pytest.mark.detects("mlock-writes-shared")
 def test_lock_does_not_dirty_shared_memory(kind):
     """mlock of writable shared memory reads its pages in and leaves them clean."""
     with mapping(kind, PAGES) as region:

@@ -41,6 +41,7 @@ def evict(fd):
 @pytest.mark.needs("disk-file")
 @pytest.mark.claim("W3")
 @pytest.mark.parametrize("kind", ["file-shared", "file-private"])
+@pytest.mark.detects("mlock-file-not-populated")
 def test_lock_reads_file_in_from_disk(kind):
     """mlock of a file mapping whose pages are on disk only takes the faults itself: every page is
     present, and reading it causes none, major or minor; unlocked, the first read waits."""

@@ -34,6 +34,7 @@ TAKING = [
 @pytest.mark.needs("pageout")
 @pytest.mark.share_process
 @pytest.mark.parametrize(("advice", "kind"), TAKING)
+@pytest.mark.detects("dontneed-drops-locked", "madvise-locked-accepted")
 def test_advice_that_takes_pages_is_refused(advice, kind):
     """MADV_DONTNEED, FREE, COLD, PAGEOUT and REMOVE of locked or fault-locked memory give EINVAL
     and leave pages and contents as they are; without the lock the same advice is taken."""
@@ -98,6 +99,7 @@ def test_order_of_madvise_checks():
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 @pytest.mark.needs("dontneed-locked")
 @pytest.mark.source("madvise(2) MADV_DONTNEED_LOCKED (5.18)")
+@pytest.mark.detects("dontneed-locked-refused", "dontneed-locked-ignored")
 def test_dontneed_locked_drops_pages_and_keeps_the_lock(kind, lf):
     """MADV_DONTNEED_LOCKED drops pages of locked memory, and of unlocked beside it; lock and VmLck
     stay, and a touch brings in the page touched."""
@@ -154,6 +156,7 @@ EVERYWHERE = {
 
 
 @LOCKS
+@pytest.mark.detects("harmless-advice-refused")
 def test_other_advice_is_taken_as_on_unlocked_memory(lf):
     """Advice that takes no page away is answered for locked memory as for unlocked, and leaves
     pages, lock and VmLck as they are."""

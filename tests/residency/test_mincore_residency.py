@@ -82,6 +82,7 @@ def test_mincore_of_a_file_tells_of_the_page_cache(kind):
 @pytest.mark.needs("lock:8")
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.detects("mincore-all-resident")
 def test_mincore_reports_locked_pages_once_dropped(kind):
     """mincore calls locked pages resident; after munlock and MADV_DONTNEED an anonymous mapping's
     are gone, while a file's stay in the page cache."""

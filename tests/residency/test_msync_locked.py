@@ -46,6 +46,12 @@ LOCKS = (syscalls.MLOCK_ONFAULT, 0)
 
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.detects(
+    "msync-invalidate-not-busy",
+    "msync-invalidate-always-busy",
+    "msync-sync-busy",
+    "msync-onfault-not-busy",
+)
 def test_msync_invalidate_of_locked_memory_is_busy(kind):
     """msync with MS_INVALIDATE, alone or with MS_SYNC or MS_ASYNC, gives EBUSY on locked memory of
     every kind, populated or not; without it, or unlocked, it succeeds; bad flags are EINVAL."""

@@ -97,6 +97,7 @@ SOME = ("mlock", "touch,mlock", "on-fault,touch")
     ],
 )
 @pytest.mark.usefixtures("one_cpu")
+@pytest.mark.detects("munlock-keeps-mlocked")
 def test_lock_marks_every_page_until_munlock(kind, route):
     """Every page of locked memory is PG_mlocked and on the unevictable list; after munlock it is
     neither, and back on an ordinary list."""

@@ -40,6 +40,14 @@ def locked(route, kind, pages=PAGES, **how):
 @pytest.mark.parametrize("route", [*SYSCALLS, *MMAP_FLAGS])
 @pytest.mark.claim("W6")
 @pytest.mark.source("mlock(2) DESCRIPTION", "mmap(2) MAP_LOCKED")
+@pytest.mark.detects(
+    "mlock-not-populated",
+    "mlock-last-page-absent",
+    "mlock-shared-not-populated",
+    "maplocked-not-populated",
+    "maplocked-last-page-absent",
+    "pagemap-last-page-absent",
+)
 def test_lock_populates_every_page(route, kind):
     """A lock brings in every page of memory that nobody touched, the first and the last too."""
     with locked(route, kind) as region:
@@ -62,6 +70,7 @@ def test_map_locked_populates_in_spite_of_map_nonblock(kind):
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_FUTURE")
+@pytest.mark.detects("future-not-populated")
 def test_mapping_made_under_mcl_future_is_populated(kind):
     """A mapping made under MCL_FUTURE is locked and present when mmap returns."""
     syscalls.mlockall(syscalls.MCL_FUTURE)
@@ -84,6 +93,7 @@ def grow_heap():
 
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_CURRENT")
+@pytest.mark.detects("mlockall-not-populated")
 def test_mlockall_current_populates_what_is_mapped():
     """mlockall(MCL_CURRENT) brings in every page of every kind of mapping there is, and of the
     heap."""
@@ -221,6 +231,7 @@ def test_fault_lock_keeps_populated_memory(kind):
 @pytest.mark.parametrize("moved", [False, True], ids=["in-place", "moved"])
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 @pytest.mark.source("mremap(2)", "mlock(2) NOTES")
+@pytest.mark.detects("mremap-grow-not-populated")
 def test_mremap_populates_what_it_adds(kind, moved, lf):
     """mremap that grows locked memory brings in the added pages, in place or moved; of
     fault-locked memory none."""
@@ -309,6 +320,7 @@ def test_mprotect_populates_locked_inaccessible_memory(route, kind):
 @pytest.mark.share_process
 @pytest.mark.parametrize("prot", [syscalls.PROT_WRITE, syscalls.PROT_READ], ids=["write", "read"])
 @pytest.mark.parametrize("kind", ["private", "shared", "file-private", "file-shared"])
+@pytest.mark.detects("mlock-readonly-not-populated")
 def test_lock_populates_whatever_the_protection(kind, prot):
     """Memory that may only be written, or only be read, is populated by its lock just as well."""
     with locked("mlock", kind, prot=prot) as region:

@@ -42,6 +42,7 @@ ROUTES = {
 @pytest.mark.parametrize("kind", ["file-private", "memfd-private"])
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.source("kselftest map_populate")
+@pytest.mark.detects("mlock-cow-not-broken")
 def test_population_copies_pages_of_private_file(route, kind):
     """Population of a private writable file mapping, locked or not, copies each page at once with
     its contents: a later write to the file does not show."""
@@ -78,6 +79,7 @@ def test_read_of_private_file_copies_nothing(kind, prot, lock):
 
 @pytest.mark.parametrize("kind", ["file-private", "memfd-private"])
 @pytest.mark.source("mm/mprotect.c mprotect_fixup")
+@pytest.mark.detects("mprotect-write-no-cow", "pagemap-file-bit-missing")
 def test_mprotect_copies_pages_of_locked_read_only_file(kind):
     """mprotect that makes a locked read-only private file mapping writable copies its pages then
     and there: writes do not fault, and leave the file alone."""

@@ -39,6 +39,7 @@ def flags(region):
 
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.detects("mlock-keeps-lf")
 def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
     """mlock of memory locked on fault takes lf from it, leaves VmLck and the number of VMAs as
     they were, and brings every page in."""
@@ -56,6 +57,7 @@ def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
 
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.detects("mlock2-onfault-keeps-full")
 def test_lock_on_fault_of_fully_locked_memory_sets_lf_and_keeps_pages(kind):
     """mlock2(MLOCK_ONFAULT) of locked memory adds lf, leaves VmLck and the number of VMAs as
     they were, and keeps every page mapped."""
@@ -156,6 +158,7 @@ def after_all(steps):
     ],
     ids=["full", "onfault", "onfault-full", "full-onfault", "unlock", "onfault-unlock"],
 )
+@pytest.mark.detects("mlockall-keeps-lf")
 def test_mlockall_and_munlockall_convert_every_lock(steps, marks, present):
     """mlockall(MCL_CURRENT) makes unlocked, locked and on-fault memory fully locked and
     present, with MCL_ONFAULT locked on fault and no more present than before; munlockall

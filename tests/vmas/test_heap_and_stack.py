@@ -94,6 +94,7 @@ def grow_behind_lock(way, flags):
 
 @pytest.mark.needs("bare-process")
 @by_way
+@pytest.mark.detects("vmflags-heap-lo-missing")
 def test_heap_grown_behind_a_lock_is_not_locked(way):
     """brk that extends a heap whose end is locked adds an unlocked VMA behind it."""
     shape, labels, adjoins = grow_behind_lock(way, 0)
@@ -108,6 +109,7 @@ def test_heap_grown_behind_a_lock_is_not_locked(way):
     [("mlock", MCL_FUTURE), ("onfault", MCL_FUTURE | MCL_ONFAULT)],
     ids=["full", "onfault"],
 )
+@pytest.mark.detects("future-skips-heap")
 def test_heap_grown_under_future_extends_the_locked_end(way, flags):
     """Under MCL_FUTURE brk adds locked memory, which becomes one VMA with a locked end of the
     heap; what of the heap was unlocked stays so."""
@@ -187,6 +189,7 @@ def grow_locked_stack(first, pages):
     ],
     ids=["all", "lowest", "above"],
 )
+@pytest.mark.detects("vmflags-stack-lo-missing")
 def test_stack_growth_takes_the_lock_of_its_lowest_vma(first, pages, shape):
     """A stack that grows extends its lowest VMA: the growth is locked if that one is, and only
     then, whatever the VMAs above are."""

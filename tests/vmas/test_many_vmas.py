@@ -78,6 +78,7 @@ def cut(vmas, first, end, inner, outer):
 @by_way
 @pytest.mark.share_process
 @pytest.mark.parametrize("count", [2, 3, 4, 8])
+@pytest.mark.detects("mlock-skips-middle-vma")
 def test_lock_reaches_every_vma_of_its_range(count, way):
     """A lock from within the first to within the last of 2, 3, 4 or 8 VMAs marks each page of
     its range and none beside it, and its unlock likewise; permissions stay."""

@@ -133,6 +133,7 @@ def perform(bare, calls, regions):
 @pytest.mark.source("mlock(2) ERRORS ENOMEM", "Documentation/admin-guide/sysctl/vm.rst")
 @pytest.mark.claim("W12")
 @pytest.mark.deadline(300)
+@pytest.mark.detects("split-failure-eagain", "split-failure-not-reported")
 def test_split_beyond_map_count_gives_enomem_and_changes_no_lock():
     """With vm.max_map_count VMAs, a lock or unlock that has to split a VMA gives ENOMEM and
     leaves the locks of that VMA and its VmLck as they were; one of whole VMAs, or one that only

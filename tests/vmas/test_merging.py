@@ -141,6 +141,7 @@ def test_file_neighbours_with_a_gap_in_offset_stay_apart():
         assert maps.pieces(region.addr, region.end, PAGE) == want, "offsets decide when unlocked"
 
 
+@pytest.mark.detects("vma-not-merged-on-lock", "vma-not-merged-on-unlock")
 def test_lock_merges_only_pages_of_one_anon_vma():
     """Untouched private memory merges on its unlock with a neighbour that has pages; parts that
     were each faulted in while apart stay apart."""
@@ -186,6 +187,7 @@ def test_new_mapping_in_a_hole_of_equal_lock_merges(way):
 
 # No file on a disk: on overlayfs a new mapping is never merged (its vm_file is replaced late).
 @pytest.mark.parametrize("kind", ["private", "memfd-shared", "memfd-private"])
+@pytest.mark.detects("new-mapping-not-merged")
 def test_new_locked_mapping_extends_an_equal_neighbour(kind):
     """A MAP_LOCKED mapping placed right behind a locked VMA that it continues becomes one
     with it, one placed right before it too; behind an unlocked VMA it does not."""
@@ -214,6 +216,7 @@ def test_new_locked_mapping_extends_an_equal_neighbour(kind):
         assert middle == (0, 4, perms, offset, "lo"), "the merged VMA"
 
 
+@pytest.mark.detects("mapfixed-inherits-lock")
 def test_plain_mapping_over_locked_memory_is_unlocked():
     """A mapping placed by MAP_FIXED over the middle of locked memory is not locked, splits it
     in three, and takes its pages out of VmLck."""

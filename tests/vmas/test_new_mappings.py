@@ -39,6 +39,7 @@ def layout(region):
 
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.detects("maplocked-shared-ignored")
 def test_map_locked_marks_the_mapping(kind):
     """A mapping made with MAP_LOCKED, writable, read-only or inaccessible, is one VMA with lo
     and without lf; the same without MAP_LOCKED has neither."""
@@ -71,6 +72,7 @@ def under_future(flags, how=0):
 @FUTURES
 @pytest.mark.claim("W7")
 @pytest.mark.parametrize("how", [0, MAP_LOCKED], ids=["plain", "map-locked"])
+@pytest.mark.detects("future-skips-shared", "future-skips-file", "future-skips-protnone")
 def test_future_marks_new_mappings_of_every_kind(flags, mark, how):
     """Under MCL_FUTURE a new mapping of any kind and permissions is one VMA with lo, under
     MCL_FUTURE|MCL_ONFAULT with lo and lf, MAP_LOCKED or not; older mappings and those made

@@ -86,6 +86,9 @@ def around(first, end, inner, outer):
 
 @by_kind
 @by_way
+@pytest.mark.detects(
+    "mlock-from-vma-start", "mlock-to-vma-end", "mlock-last-page-missed", "mlock-first-page-missed"
+)
 def test_lock_of_part_splits_and_its_unlock_merges(kind, way):
     """A lock of the head, tail or middle of a mapping splits it exactly there, each piece with
     its permissions, file offset and inode, and unlocking that part makes it one VMA again."""
@@ -107,6 +110,7 @@ def test_lock_of_part_splits_and_its_unlock_merges(kind, way):
 
 @by_kind
 @by_way
+@pytest.mark.detects("munlock-from-vma-start", "munlock-to-vma-end", "munlock-last-page-missed")
 def test_unlock_of_part_splits_and_unlock_of_rest_merges(kind, way):
     """Unlocking the head, tail or middle of a locked mapping splits it there and leaves the
     neighbours locked; locking that part again, or unlocking the rest, makes it one VMA."""

@@ -60,6 +60,7 @@ def seen(region):
 @by_way
 @pytest.mark.share_process
 @pytest.mark.parametrize(("prot", "rwx"), [(PROT_READ, "r--"), (PROT_NONE, "---")], ids="rn")
+@pytest.mark.detects("mprotect-none-drops-lock", "mprotect-drops-lf")
 def test_mprotect_of_part_keeps_lock_on_every_piece(kind, way, prot, rwx):
     """mprotect of the head, the middle, the tail or all of a locked VMA changes the permissions
     there only; each piece keeps lo, and lf if it had it, VmLck stays, and with its permissions
@@ -115,6 +116,7 @@ def test_mprotect_across_locks_keeps_each_as_it_is():
     ids=["dontfork", "dontdump", "wipeonfork", "random"],
 )
 @by_way
+@pytest.mark.detects("madvise-drops-lock")
 def test_madvise_that_splits_keeps_the_lock(way, advice, undo):
     """Advice that is kept as a VMA flag splits a locked VMA, and every piece stays locked as it
     was; the advice undone, it is one VMA."""
@@ -136,6 +138,7 @@ def test_madvise_that_splits_keeps_the_lock(way, advice, undo):
 
 @by_kind
 @by_way
+@pytest.mark.detects("mremap-move-loses-lock", "mremap-move-loses-lf")
 def test_mremap_takes_the_lock_along(kind, way):
     """mremap that moves a locked VMA leaves nothing at the old place, and at the new one the
     same lock, offset and contents, VmLck unchanged."""
@@ -231,6 +234,7 @@ def test_mremap_over_a_mapping_brings_the_sources_lock(source, target):
 
 
 @by_way
+@pytest.mark.detects("mremap-dontunmap-old-stays-locked")
 def test_dontunmap_moves_the_mark(way):
     """MREMAP_DONTUNMAP of a locked VMA gives its lock to the new mapping, and leaves the old
     one mapped with neither lo nor lf."""
@@ -258,6 +262,7 @@ def test_dontunmap_of_part_leaves_the_rest_marked(way):
 
 
 @pytest.mark.needs("remap-file-pages")
+@pytest.mark.detects("remap-file-pages-drops-lock")
 def test_remap_file_pages_keeps_the_lock():
     """remap_file_pages of a page of a locked shared mapping makes it a VMA of its own, at
     another offset and still locked; VmLck stays."""
@@ -289,6 +294,7 @@ def test_guard_pages_take_the_mark_like_others():
 
 
 @pytest.mark.needs("mseal")
+@pytest.mark.detects("mseal-forbids-locks")
 def test_sealed_memory_can_be_locked_and_unlocked_in_part():
     """mseal leaves mlock and munlock free, of parts too: sealed VMAs split and merge by their
     locks; munmap, mprotect and mremap of part give EPERM and change nothing."""

@@ -20,6 +20,7 @@ def marks(region):
     return vma.flags & {"lo", "lf", "??"}
 
 
+@pytest.mark.detects("vmflags-lf-missing")
 def test_lock_on_fault_is_shown_as_lf():
     """VM_LOCKONFAULT is shown as lf beside lo (up to 6.1 as ??), and only while it is set."""
     names = {"lf"} if kernel_version.version() >= (6, 2, 0) else {"lf", "??"}
@@ -40,6 +41,7 @@ def test_lock_on_fault_is_shown_as_lf():
 @pytest.mark.claim("W11")
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.detects("vmflags-lo-missing")
 def test_lock_is_a_mark_on_the_vma(kind):
     """Memory of every kind has lo in VmFlags from its lock to its unlock, however it is locked,
     present or not, and VmLck is the summed size of the VMAs so marked."""

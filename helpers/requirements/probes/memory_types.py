@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Kinds of memory, and what moves, shares or watches it (tests/kinds)."""
+"""Kinds of memory, and what moves, shares or watches it (tests/memory_types)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""Faults that cases of tests/memory_types detect."""
+
+from __future__ import annotations
+
+from helpers import syscalls
+from helpers.faults.effects import conditions, limits, requests
+from helpers.faults.fault import Fault
+from helpers.syscalls import SHM_LOCK, SHM_UNLOCK
+
+CHAPTER = "memory_types"
+FAULTS = (
+    Fault(
+        "shm-lock-ignored",
+        CHAPTER,
+        "SHM_LOCK returns 0 and does nothing",
+        "skipped",
+        {"shmctl": requests.skip_returning(conditions.is_(1, SHM_LOCK))},
+    ),
+    Fault(
+        "shm-unlock-ignored",
+        CHAPTER,
+        "SHM_UNLOCK returns 0 and does nothing",
+        "skipped",
+        {"shmctl": requests.skip_returning(conditions.is_(1, SHM_UNLOCK))},
+    ),
+    Fault(
+        "shm-lock-by-anyone",
+        CHAPTER,
+        "SHM_LOCK succeeds for who is neither owner nor capable",
+        "result",
+        {"shmctl": requests.substitute_result("EPERM", 0, conditions.is_(1, SHM_LOCK))},
+    ),
+    Fault(
+        "shm-quota-unchecked",
+        CHAPTER,
+        "SHM_LOCK beyond the user's quota succeeds",
+        "result",
+        {"shmctl": requests.substitute_result("ENOMEM", 0, conditions.is_(1, SHM_LOCK))},
+    ),
+    Fault(
+        "shm-lock-unknown-segment",
+        CHAPTER,
+        "SHM_LOCK of a segment that is not there succeeds",
+        "result",
+        {"shmctl": requests.substitute_result("EINVAL", 0, conditions.is_(1, SHM_LOCK))},
+    ),
+    Fault(
+        "shm-unlock-needs-right",
+        CHAPTER,
+        "SHM_UNLOCK by the owner gives EPERM",
+        "skipped",
+        {"shmctl": requests.fail_with("EPERM", conditions.is_(1, SHM_UNLOCK))},
+    ),
+    Fault(
+        "secret-private-accepted",
+        CHAPTER,
+        "a private mapping of secret memory succeeds",
+        "argument",
+        {
+            "mmap": requests.replace(
+                3,
+                lambda f: f & ~syscalls.MAP_PRIVATE | syscalls.MAP_SHARED,
+                lambda c: bool(c.args[3] & syscalls.MAP_PRIVATE) and conditions.secret(c),
+            )
+        },
+    ),
+    Fault(
+        "secret-bound-in-spite-of-capability",
+        CHAPTER,
+        "the limit binds secret memory in spite of CAP_IPC_LOCK",
+        "skipped",
+        {
+            "mmap": limits.bound_capable(
+                "EAGAIN", lambda c: conditions.secret(c) and conditions.beyond(c)
+            )
+        },
+    ),
+    Fault(
+        "secret-read-by-others",
+        CHAPTER,
+        "process_vm_readv reads secret memory",
+        "result",
+        {"process_vm_readv": requests.all_read},
+    ),
+)
