@@ -12,6 +12,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from helpers.syscalls import PAGE
+from helpers.syscalls.call import AddressRange
+
 LOCKED = "lo"
 _END = 1 << 64
 
@@ -164,7 +167,14 @@ def at(addr: int, pid: int | str = "self") -> Vma:
     raise LookupError(f"no VMA at {addr:#x} in process {pid}")
 
 
-def layout(low: int, high: int, unit: int, pid: int | str = "self") -> list[tuple[int, int, str]]:
+def layout(region: AddressRange, pid: int | str = "self") -> list[tuple[int, int, str]]:
+    """VMAs of a region as (first page, last page + 1, lock flags), pages counted from its start."""
+    return layout_between(region.addr, region.addr + region.size, PAGE, pid)
+
+
+def layout_between(
+    low: int, high: int, unit: int, pid: int | str = "self"
+) -> list[tuple[int, int, str]]:
     """VMAs in [low, high) as (first, last + 1, lock), in ``unit`` bytes from ``low``.
 
     ``lock`` is :attr:`Vma.lock`: the shape of a locked range in one list.
@@ -197,7 +207,7 @@ def locks(low: int, high: int, unit: int, pid: int | str = "self") -> list[tuple
     Kernels differ in when they join neighbours that were faulted in apart (seen on 5.10).
     """
     joined: list[tuple[int, int, str]] = []
-    for first, last, lock in layout(low, high, unit, pid):
+    for first, last, lock in layout_between(low, high, unit, pid):
         if joined and joined[-1][1:] == (first, lock):
             joined[-1] = (joined[-1][0], last, lock)
         else:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -166,6 +167,23 @@ matrix_key = pytest.StashKey[detection_matrix.Matrix]()
 data_key = pytest.StashKey[dict[str, Any]]()
 
 
+RENAMED = {
+    "--fault": "--inject-fault", "--faults": "--list-faults", "--fault-seconds": "--fault-budget",
+}  # fmt: skip
+"""Options by the names that they had → have."""
+
+
+class _Renamed(argparse.Action):
+    """An option that has another name now."""
+
+    def __init__(self, *args: Any, new: str, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.new = new
+
+    def __call__(self, *args: Any, **more: Any) -> None:
+        raise pytest.UsageError(f"memlock-tests: {self.option_strings[0]} is {self.new} now")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("memlock-tests")
     group.addoption(
@@ -174,6 +192,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="inject this fault into the system calls of every case (none: supervise, change "
         "nothing)",
     )
+    for old, new in RENAMED.items():
+        group.addoption(old, nargs="?", action=_Renamed, new=new, help=argparse.SUPPRESS)
     group.addoption("--list-faults", action="store_true", help="list the faults and leave")
     group.addoption(
         "--fault-matrix",

@@ -11,7 +11,7 @@ CLAIM = re.compile(r"W\d+")
 MARKERS = {
     "needs": "needs(*names): what the case requires (helpers/requirements/requirement.py)",
     "source": "source(*texts): where the behaviour is documented",
-    "claim": "claim(*ids): rows of the README's table of claims (W1 …)",
+    "claim": "claim(*ids): rows of docs/claims.md (W1 …)",
     "deviation": "deviation(id): a kernel fault known to helpers/requirements/deviations.py",
     "share_process": "share_process: variants of the function may run in one process, since each "
     "puts back what it changes there",

@@ -16,7 +16,7 @@ from helpers import memory, syscalls
 from helpers.machine import mounts
 from helpers.memory import files
 from helpers.pytest_plugin.marks import MARKERS
-from helpers.requirements import requirement
+from helpers.requirements import deviations, requirement
 from helpers.syscalls import scarcity
 
 budget_key = pytest.StashKey[int]()
@@ -50,18 +50,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--seed",
-        "--model-seed",
-        "--concurrency-seed",
         type=int,
         default=1,
         metavar="N",
         help="seed of the random cases in tests/model and tests/concurrency (default 1)",
     )
     group.addoption(
+        "--list-deviations",
+        action="store_true",
+        help="list the known kernel bugs, with the releases that have them, and leave",
+    )
+    group.addoption(
         "--fail-on-deviation",
         action="store_true",
         help="exit with 1 if the kernel shows a known deviation",
     )
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if not config.getoption("--list-deviations"):
+        return None
+    print("\n".join(map(str, deviations.KNOWN.values())))
+    return 0
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
@@ -163,6 +164,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
         report.sections.append(("Memory under test", "\n".join(evidence.captured)))
     if calls := evidence.call_lines():
         report.sections.append(("Calls that led here", "\n".join(calls[-16:])))
+    report.sections.append(
+        ("Run it again", f"pytest {shlex.quote(item.nodeid)} -v --share-process=never\n"
+         "docs/debugging.md: what to look at, and what to send")
+    )  # fmt: skip
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -186,7 +191,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         write(f"incomplete: {lacking}")
     for title, lines in (
         ("deviates", deviating(behaviours)),
-        ("mended here", fixed_here(behaviours)),
+        ("fixed here", fixed_here(behaviours)),
         ("not verified", not_verified(behaviours)),
         ("not run", [f"{n}x {why}" for why, n in _grouped(behaviours, Verdict.NOT_RUN)]),
         ("failed", failures(behaviours)),

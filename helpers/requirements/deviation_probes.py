@@ -22,7 +22,7 @@ def _onfault_prot_none() -> bool:
     with memory.mapping("private", 2, prot=syscalls.PROT_NONE) as two:
         return syscalls.outcome(
             syscalls.mlock2, two.addr, two.size, syscalls.MLOCK_ONFAULT
-        ) == "ENOMEM" and maps.layout(two.addr, two.end, PAGE) == [(0, 2, "lo lf")]
+        ) == "ENOMEM" and maps.layout_between(two.addr, two.end, PAGE) == [(0, 2, "lo lf")]
 
 
 def _dontunmap(pages: int, moved: int) -> tuple[int, int] | None:

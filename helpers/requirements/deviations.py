@@ -30,18 +30,18 @@ Version = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Deviation:
-    """One known fault. ``since`` ≤ kernel < ``until`` (None: not mended yet)."""
+    """One known fault. ``since`` ≤ kernel < ``until`` (None: not fixed yet)."""
 
     id: str
-    seen: str
-    right: str
+    actual: str
+    expected: str
     since: Version
     until: Version | None
     source: str
     probe: Callable[[], bool]
-    mended: str = ""
+    fixed_by: str = ""
     fixed_in_stable: tuple[Version, ...] = ()
-    """Stable releases known to have it mended: no excuse in their series from there on."""
+    """Stable releases known to have the fix: no excuse in their series from there on."""
 
     def in_range(self, version: Version) -> bool:
         """The fault is excusable on this kernel version."""
@@ -60,8 +60,9 @@ class Deviation:
         return f"{first} to before {'.'.join(map(str, self.until))}"
 
     def __str__(self) -> str:
-        mended = f"; your kernel may lack {self.mended}" if self.mended else ""
-        return f"{self.id}: {self.seen}; right: {self.right} ({self.range}, {self.source}{mended})"
+        fix = f"; your kernel may lack {self.fixed_by}" if self.fixed_by else ""
+        where = f"{self.range}, {self.source}{fix}"
+        return f"{self.id}: {self.actual}; expected: {self.expected} ({where})"
 
 
 KNOWN = {

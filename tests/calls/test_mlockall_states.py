@@ -52,7 +52,7 @@ def place(area, slot):
 
 def state(area, slots):
     """(lock, resident pages) of the mapping in each slot."""
-    locks = {first: lock for first, _, lock in maps.layout(area.addr, area.end, PAGE)}
+    locks = {first: lock for first, _, lock in maps.layout(area)}
     return [
         (locks[slot * SLOT], pagemap.present_count(area.at(slot * SLOT), PAGES)) for slot in slots
     ]

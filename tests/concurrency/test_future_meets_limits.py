@@ -13,7 +13,7 @@ from helpers.processes.stub import StubProcess
 from helpers.syscalls import PAGE
 
 pytestmark = [
-    pytest.mark.needs("bare-process", "smaps-flags"),
+    pytest.mark.needs("stub-process", "smaps-flags"),
     pytest.mark.source("mlockall(2); mmap(2) ERRORS; Documentation/mm/overcommit-accounting.rst"),
 ]
 

@@ -15,7 +15,7 @@ LOCKS = pytest.mark.parametrize("flags", [0, syscalls.MLOCK_ONFAULT], ids=["now"
 
 
 def shape(region: Region) -> list:
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.layout(region)
 
 
 def state(region: Region) -> tuple[int, int, list, list]:

@@ -80,7 +80,7 @@ def test_parent_writes_after_fork_stay_in_the_parent(kind, pages):
             assert child.call(sharing, region) == (N - own, own), "the child's"
             assert pagemap.present_count(region.addr, N) == N, "the parent's pages are present"
             assert status.vmlck_pages() == N, "VmLck of the parent is unchanged"
-            seen = maps.layout(region.addr, region.end, PAGE)
+            seen = maps.layout(region)
             assert seen == [(0, N, "lo")], "the parent's mapping is still one and locked"
 
 

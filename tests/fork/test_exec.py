@@ -110,7 +110,7 @@ def test_execve_keeps_the_hard_limit():
 
 
 def locks(region: Region, pid: int | str = "self") -> tuple[int, list]:
-    return status.vmlck_pages(pid), maps.layout(region.addr, region.end, PAGE, pid)
+    return status.vmlck_pages(pid), maps.layout(region, pid)
 
 
 ALL = (N, [(0, N, "lo")])
@@ -166,7 +166,7 @@ def failing_execve_under_future(path: str) -> tuple[str, list]:
     syscalls.mlockall(MCL_FUTURE)
     seen = syscalls.outcome(os.execv, path, [path])
     with mapping("private", N) as region:
-        return seen, maps.layout(region.addr, region.end, PAGE)
+        return seen, maps.layout(region)
 
 
 @pytest.mark.needs(f"lock:{(4 << 20) // PAGE}")
@@ -212,7 +212,7 @@ def spawn_under_future(flags: int) -> tuple[int, set[str], list]:
     syscalls.mlockall(flags)
     state, smaps = spawned("cat", "/proc/self/status"), spawned("cat", "/proc/self/smaps")
     with mapping("private", N) as region:
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.layout(region)
     return vmlck_kb(state), lock_flags(smaps), shape
 
 

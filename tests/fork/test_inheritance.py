@@ -33,7 +33,7 @@ def view(region: Region) -> View:
     vmlck = status.vmlck_pages()
     return View(
         vmlck,
-        maps.layout(region.addr, region.end, PAGE),
+        maps.layout(region),
         [v.flags for v in maps.smaps(low=region.addr, high=region.end)],
         syscalls.outcome(
             syscalls.msync, region.addr, region.size, syscalls.MS_ASYNC | syscalls.MS_INVALIDATE
@@ -101,17 +101,17 @@ def test_fork_copies_every_mapping_of_a_partly_locked_range():
         syscalls.mlock(region.at(1), 2 * PAGE)
         syscalls.mlock2(region.at(3), PAGE, syscalls.MLOCK_ONFAULT)
         parent = maps.vmas(low=region.addr, high=region.end)
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.layout(region)
         locked = [(0, 1, ""), (1, 3, "lo"), (3, 4, "lo lf"), (4, 5, ""), (5, 6, "")]
         assert shape == locked, "five mappings in the parent before the fork"
         with Child() as child:
             copies = child.call(maps.vmas, "self", region.addr, region.end)
-            seen = child.call(maps.layout, region.addr, region.end, PAGE)
+            seen = child.call(maps.layout_between, region.addr, region.end, PAGE)
             held = child.call(region.read)
         assert [v.line for v in copies] == [v.line for v in parent], "mappings are copied"
         assert seen == [(a, b, "") for a, b, _ in locked], "none is locked in the child"
         assert held == b"\x31" * region.size, "contents are copied"
-        assert maps.layout(region.addr, region.end, PAGE) == locked, "the parent's are as before"
+        assert maps.layout(region) == locked, "the parent's are as before"
 
 
 def grandchild(region: Region) -> tuple[View, tuple[int, int], int]:
@@ -165,7 +165,7 @@ def test_fork_child_of_a_wholly_locked_process_has_no_lock(flags):
 def new_mapping(flags: int = 0) -> tuple[list, int, int]:
     """Lock state, present pages and VmLck change of a mapping made now."""
     with mapping("private", N, flags=flags) as region:
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.layout(region)
         present = pagemap.present_count(region.addr, N)
     return shape, present
 

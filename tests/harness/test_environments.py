@@ -180,12 +180,12 @@ def test_case_of_another_user_is_ended_without_cap_kill(suite):
         f"""
 import os, sys, time
 import pytest
-from helpers import privilege
+from helpers.processes import credentials
 
 def test_leaves_one_behind():
     ready, tell = os.pipe()
     if os.fork() == 0:
-        privilege.become()
+        credentials.set_user()
         os.write(tell, b".")
         os.set_inheritable(tell, False)
         os.execv("/bin/sleep", ["{marker}", "60"])
@@ -193,7 +193,7 @@ def test_leaves_one_behind():
 
 @pytest.mark.deadline(1)
 def test_hangs():
-    privilege.become()
+    credentials.set_user()
     time.sleep(60)
 """
     )

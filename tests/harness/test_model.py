@@ -96,7 +96,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.needs("bare-process", "smaps-flags", "lock-calls", "lock:64")
+@pytest.mark.needs("stub-process", "smaps-flags", "lock-calls", "lock:64")
 @pytest.mark.parametrize("rule", BROKEN)
 def test_broken_rule_diverges(monkeypatch, rule):
     """A model with one wrong rule parts from the kernel within 5,000 random steps."""
@@ -106,7 +106,7 @@ def test_broken_rule_diverges(monkeypatch, rule):
     assert found is not None, "the wrong rule is noticed"
 
 
-@pytest.mark.needs("bare-process", "smaps-flags", "lock-calls", "lock:64")
+@pytest.mark.needs("stub-process", "smaps-flags", "lock-calls", "lock:64")
 def test_divergence_shrinks_to_script(monkeypatch):
     """What is printed of a divergence is a script that shows it again, and is short."""
     monkeypatch.setattr(*(AddressSpace, *BROKEN["munlockall keeps MCL_FUTURE"]))
@@ -180,7 +180,7 @@ def driving(pid: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.needs("hypothesis", "bare-process", "smaps-flags", "lock-calls")
+@pytest.mark.needs("hypothesis", "stub-process", "smaps-flags", "lock-calls")
 @pytest.mark.deadline(120)
 def test_killed_state_machine_leaves_no_file(suite):
     """A case that is killed while Hypothesis drives it leaves nothing in the temporary folder."""

@@ -55,12 +55,12 @@ ROWS = [
     row("f", "broken set-up"),
 ]  # fmt: skip
 SENSITIVITY = {
-    "format": 2, "kernel": "6.1.0", "architecture": "x86_64", "page_size": 4096, "seconds": 60.0,
+    "format": 3, "kernel": "6.1.0", "architecture": "x86_64", "page_size": 4096, "seconds": 60.0,
     "command": [], "all": True, "problems": ["said"],
     "faults": {"lie": {"chapter": "calls", "statement": "mlock lies", "mechanism": "result",
-                       "noticed_by": "calls/test_a"}},
+                       "noticed_by": ["calls/test_a"]}},
     "cases": {ROWS[0]["id"]: {"chapter": "calls", "baseline": "held", "seconds": 1.0},
-              ROWS[3]["id"]: {"chapter": "calls", "baseline": "held"}},
+              ROWS[3]["id"]: {"chapter": "calls", "baseline": "deviates"}},
     "cells": {"lie": {"noticed": [0], "missed": [1]}},
 }  # fmt: skip
 

@@ -214,7 +214,9 @@ def test_too_few_descriptors_for_any_case_are_said_by_case(suite, monkeypatch):
     """Where not even a case's pipe can be had, each case is a broken set-up and the run goes on."""
     plain = suite.command
     monkeypatch.setattr(suite, "command", lambda *o: ["prlimit", "--nofile=14:14", *plain(*o)])
-    suite.case("def test_one():\n    pass\n\ndef test_two():\n    open('/dev/null')\n")
+    suite.case(
+        "def test_one():\n    pass\n\ndef test_two():\n    with open('/dev/null'):\n        pass\n"
+    )
     done = suite.run()
     said = done.stdout + done.stderr
     assert "INTERNALERROR" not in said, said

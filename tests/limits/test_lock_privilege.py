@@ -137,7 +137,7 @@ def test_user_namespace_root_is_bound():
         assert seen == BOUND, "answers under a limit of four pages, then at 0"
 
 
-@pytest.mark.needs("user-namespace", "bare-process", "limit:8")
+@pytest.mark.needs("user-namespace", "stub-process", "limit:8")
 def test_user_namespace_root_is_bound_under_mcl_future():
     """Root of a child user namespace gets EAGAIN for a mapping over the limit under
     MCL_FUTURE, and no more heap.
@@ -235,7 +235,7 @@ def test_dropped_capability_leaves_locks_alone():
     with mapping(pages=8) as region, soft_memlock_limit(0):
         syscalls.mlock(region.addr, 6 * PAGE)
         with without_capabilities("CAP_IPC_LOCK"):
-            kept = status.vmlck_pages(), maps.layout(region.addr, region.end, PAGE)
+            kept = status.vmlck_pages(), maps.layout(region)
             again = syscalls.outcome(syscalls.mlock, region.addr, 6 * PAGE)
             part = syscalls.outcome(syscalls.munlock, region.addr, 2 * PAGE)
             left = status.vmlck_pages()

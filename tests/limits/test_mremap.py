@@ -48,7 +48,7 @@ def test_mremap_growth_over_the_limit_gives_eagain(grow, onfault):
         seen = syscalls.outcome(grow, region, 7)
         assert seen == "EAGAIN", "4 + 3 pages under a limit of six"
         assert status.vmlck_pages() == 4, "four pages are counted"
-        source = maps.layout(region.addr, region.at(4), PAGE)
+        source = maps.layout_between(region.addr, region.at(4), PAGE)
         assert source == [(0, 4, "lo lf" if onfault else "lo")], "they are locked as before"
         assert region.sub(0, 4).first_bytes() == b"\x44" * 4, "contents as before"
 
@@ -88,7 +88,9 @@ def test_mremap_growth_under_a_lowered_limit_gives_eagain(grow, limit):
         seen = syscalls.outcome(grow, region, 5)
         assert seen == "EAGAIN", f"growth under {limit} bytes"
         assert status.vmlck_pages() == 4, "four pages are counted"
-        assert maps.layout(region.addr, region.at(4), PAGE) == [(0, 4, "lo")], "they are locked"
+        assert maps.layout_between(region.addr, region.at(4), PAGE) == [(0, 4, "lo")], (
+            "they are locked"
+        )
 
 
 @pytest.mark.parametrize("limit", [4 * PAGE, 0], ids=["equal", "0"])
@@ -101,7 +103,7 @@ def test_mremap_move_needs_no_quota(limit):
         seen = syscalls.outcome(to_address, region, 4)
         assert seen == "ok", "the same size moved"
         assert status.vmlck_pages() == 4, "four pages are counted"
-        assert maps.layout(region.at(4), region.end, PAGE) == [
+        assert maps.layout_between(region.at(4), region.end, PAGE) == [
             (0, 4, "lo"),
             (4, 6, ""),
         ], "the moved pages are lo"
@@ -132,7 +134,7 @@ def test_mremap_dontunmap_needs_no_quota(limit):
         how = FIXED | syscalls.MREMAP_DONTUNMAP
         seen = syscalls.outcome(syscalls.mremap, region.addr, 4 * PAGE, 4 * PAGE, how, region.at(4))
         assert seen == "ok", "moved, and the source kept"
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.layout(region) == [
             (0, 4, ""),
             (4, 8, "lo"),
             (8, 10, ""),

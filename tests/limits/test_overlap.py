@@ -77,13 +77,13 @@ def test_overlap_counts_new_pages_only(before, now, union):
     with mapping(pages=8) as region, unprivileged_with_limit(8 * PAGE):
         for start, length in before:
             syscalls.mlock(region.at(start), length * PAGE)
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.layout(region)
         present = pagemap.present(region.addr, 8)
         locked = status.vmlck_pages()
         with soft_memlock_limit((union - 1) * PAGE):
             short = [syscalls.outcome(c, region.at(first), count * PAGE) for c in CALLS.values()]
         assert short == ["ENOMEM", "ENOMEM"], f"a limit of {union - 1} pages for {union}"
-        assert maps.layout(region.addr, region.end, PAGE) == shape, "refused: VMAs as before"
+        assert maps.layout(region) == shape, "refused: VMAs as before"
         assert pagemap.present(region.addr, 8) == present, "refused: present pages as before"
         assert status.vmlck_pages() == locked, "refused: VmLck as before"
         with soft_memlock_limit(union * PAGE):
@@ -127,7 +127,7 @@ def test_overlap_is_not_credited_to_map_fixed(shared):
         syscalls.mlock(region.addr, region.size)
         over = syscalls.outcome(syscalls.mmap, region.at(1), PAGE, syscalls.PROT_RW, how)
         assert over == "EAGAIN", "one page over a locked one, at the limit"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, 4, "lo")], "VMAs as before"
+        assert maps.layout(region) == [(0, 4, "lo")], "VMAs as before"
         assert status.vmlck_pages() == 4, "VmLck as before"
         assert region.first_bytes() == b"\x77" * 4, "contents as before"
         with soft_memlock_limit(5 * PAGE):

@@ -98,11 +98,11 @@ def test_lowered_limit_leaves_locks_alone(onfault):
     with mapping(pages=8) as region, unprivileged_with_limit(6 * PAGE):
         region.touch()
         syscalls.mlock2(region.addr, 5 * PAGE, onfault)
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.layout(region)
         for limit in (2 * PAGE, 1, 0):
             set_soft_memlock(limit)
             assert status.vmlck_pages() == 5, f"limit {limit}: five pages are counted"
-            assert maps.layout(region.addr, region.end, PAGE) == shape, f"limit {limit}: VMAs"
+            assert maps.layout(region) == shape, f"limit {limit}: VMAs"
             assert pagemap.present_count(region.addr, 8) == 8, f"limit {limit}: present pages"
 
 
@@ -112,7 +112,7 @@ def test_lowered_limit_refuses_every_lock():
     """
     with mapping(pages=8) as region, unprivileged_with_limit(6 * PAGE):
         syscalls.mlock(region.addr, 5 * PAGE)
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.layout(region)
         set_soft_memlock(4 * PAGE)
         assert syscalls.outcome(syscalls.mlock, region.at(6), PAGE) == "ENOMEM", "new memory"
         assert syscalls.outcome(syscalls.mlock, region.addr, 5 * PAGE) == "ENOMEM", "all of its own"
@@ -127,7 +127,7 @@ def test_lowered_limit_refuses_every_lock():
             syscalls.mmap, region.at(6), PAGE, syscalls.PROT_RW, ANON | syscalls.MAP_LOCKED
         )
         assert fixed == "EAGAIN", "MAP_LOCKED"
-        assert maps.layout(region.addr, region.end, PAGE) == shape, "VMAs as before"
+        assert maps.layout(region) == shape, "VMAs as before"
         assert status.vmlck_pages() == 5, "VmLck as before"
 
 
@@ -288,14 +288,14 @@ def test_refused_lock_changes_nothing(lock, refusal):
         syscalls.mlock(region.at(2), 2 * PAGE)
         for page in (2, 3, 5):
             syscalls.store(region.at(page), bytes([page]))
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.layout(region)
         present = pagemap.present(region.addr, 8)
         seen = syscalls.outcome(lock, region)
         counted = status.vmlck_pages()
         assert seen == refusal, "over the limit"
         assert counted == 2, "VmLck as before"
         assert maps.locked_kb() == 2 * syscalls.PAGE_KB, "lo VMAs as before"
-        assert maps.layout(region.addr, region.end, PAGE) == shape, "VMAs as before"
+        assert maps.layout(region) == shape, "VMAs as before"
         assert pagemap.present(region.addr, 8) == present, "present pages as before"
         assert region.first_bytes() == bytes([0, 0, 2, 3, 0, 5, 0, 0]), "contents as before"
 
@@ -307,7 +307,7 @@ def test_refused_map_locked_maps_nothing():
         how = ANON | syscalls.MAP_LOCKED
         seen = syscalls.outcome(syscalls.mmap, region.at(1), 5 * PAGE, syscalls.PROT_RW, how)
         assert seen == "EAGAIN", "five pages under a limit of four"
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.layout(region) == [
             (0, 1, ""),
             (7, 8, ""),
         ], "nothing is mapped"

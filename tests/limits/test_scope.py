@@ -138,7 +138,7 @@ def test_limit_of_a_child_is_its_own():
         assert still == (["ENOMEM", "ok"], 2), "the child, once the parent is at 0"
 
 
-@pytest.mark.needs("bare-process")
+@pytest.mark.needs("stub-process")
 @pytest.mark.parametrize("soft", [4 * PAGE, 4 * PAGE + PAGE - 1], ids=["4P", "4P+"])
 def test_exec_keeps_the_limit_and_drops_the_locks(soft):
     """execve keeps soft and hard limit; locks and MCL_FUTURE are gone, and the limit is free."""
@@ -165,7 +165,7 @@ def test_exec_keeps_the_limit_and_drops_the_locks(soft):
         assert counted == 4, "four pages are counted"
 
 
-@pytest.mark.needs("bare-process")
+@pytest.mark.needs("stub-process")
 def test_exec_keeps_limit_zero():
     """execve at limit 0 starts a program that may not lock."""
     with StubProcess(lambda: set_soft_memlock(0)) as bare:
@@ -176,7 +176,7 @@ def test_exec_keeps_limit_zero():
         assert syscalls.outcome(bare.call, "munlockall") == "ok", "munlockall after execve"
 
 
-@pytest.mark.needs("bare-process")
+@pytest.mark.needs("stub-process")
 def test_exec_ends_mcl_future():
     """A program executed by a process with MCL_FUTURE maps more than the limit holds: it has
     no MCL_FUTURE.
@@ -221,10 +221,10 @@ def test_limit_set_from_outside_binds_at_once():
 
             child.call(drop)
             child.call(syscalls.mlock, region.addr, 4 * PAGE)
-            shape = child.call(maps.layout, region.addr, region.end, PAGE)
+            shape = child.call(maps.layout_between, region.addr, region.end, PAGE)
             limit(3)
             seen = child.call(soft_limit)
-            kept = child.call(maps.layout, region.addr, region.end, PAGE)
+            kept = child.call(maps.layout_between, region.addr, region.end, PAGE)
             low = child.call(tries, region.addr, 1)
             limit(0)
             zero = child.call(tries, region.addr, 1)

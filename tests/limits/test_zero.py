@@ -51,7 +51,7 @@ def test_zero_limit_forbids_locking(lock):
         seen = syscalls.outcome(lock, region.addr, 2 * PAGE)
         assert seen == "EPERM", "two pages at limit 0"
         assert status.vmlck_pages() == 0, "nothing is counted"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, 4, "")], "VMAs as before"
+        assert maps.layout(region) == [(0, 4, "")], "VMAs as before"
         assert pagemap.present(region.addr, 4) == [False, True, False, False], "pages as before"
         assert region.first_bytes() == b"\x00\x31\x00\x00", "contents as before"
 
@@ -87,7 +87,7 @@ def test_zero_limit_forbids_mlockall():
     with unprivileged_with_limit(0):
         seen = {name: syscalls.outcome(syscalls.mlockall, flags) for name, flags in sets.items()}
         with mapping(pages=2) as later:
-            locked_later = maps.layout(later.addr, later.end, PAGE)
+            locked_later = maps.layout(later)
         assert seen == dict.fromkeys(sets, "EPERM"), "mlockall at limit 0"
         assert status.vmlck_pages() == 0, "nothing is locked"
         assert locked_later == [(0, 2, "")], "a later mapping is not locked"
@@ -188,14 +188,14 @@ def test_munlock_needs_no_privilege():
         set_soft_memlock(0)
         relock = syscalls.outcome(syscalls.mlock, region.addr, PAGE)
         first = syscalls.outcome(syscalls.munlock, region.at(1), PAGE)
-        shape = maps.layout(region.addr, region.end, PAGE)
+        shape = maps.layout(region)
         rest = syscalls.outcome(syscalls.munlockall)
         assert relock == "EPERM", "locking again its own page"
         assert first == "ok", "munlock of one page"
         assert shape == [(0, 1, "lo"), (1, 3, ""), (3, 5, "lo lf"), (5, 6, "")], "it is unlocked"
         assert rest == "ok", "munlockall"
         assert status.vmlck_pages() == 0, "nothing is counted any more"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, 6, "")], "nothing is lo"
+        assert maps.layout(region) == [(0, 6, "")], "nothing is lo"
 
 
 @pytest.mark.needs("CAP_IPC_LOCK")

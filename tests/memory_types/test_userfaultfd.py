@@ -305,7 +305,7 @@ def test_registration_leaves_lock_and_count():
         region.touch()
         syscalls.mlock(region.addr, region.size)
         userfaultfd.register(fd, region.sub(2, 3))
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.layout(region) == [
             (0, 2, "lo"), (2, 5, "lo"), (5, 8, "lo")
         ], "split, all of it lo"  # fmt: skip
         assert status.vmlck_pages() == N, "VmLck"

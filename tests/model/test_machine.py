@@ -10,7 +10,7 @@ from helpers.model.generator import CallGenerator
 from helpers.model.lockstep import Divergence, Lockstep
 
 pytestmark = [
-    pytest.mark.needs("hypothesis", "bare-process", "smaps-flags", "lock-calls"),
+    pytest.mark.needs("hypothesis", "stub-process", "smaps-flags", "lock-calls"),
     pytest.mark.source("mlock(2), mmap(2), mremap(2), madvise(2), fork(2), getrlimit(2)"),
     pytest.mark.deadline("3600"),
 ]

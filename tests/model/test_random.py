@@ -6,7 +6,7 @@ import pytest
 from helpers.model import generator
 
 pytestmark = [
-    pytest.mark.needs("bare-process", "smaps-flags", "lock-calls"),
+    pytest.mark.needs("stub-process", "smaps-flags", "lock-calls"),
     pytest.mark.source("mlock(2), mmap(2), mremap(2), madvise(2), fork(2), getrlimit(2)"),
     pytest.mark.deadline("3600"),
 ]

@@ -10,7 +10,7 @@ from helpers.model import lockstep, script
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.txt"))
 
 pytestmark = [
-    pytest.mark.needs("bare-process", "smaps-flags", "lock-calls"),
+    pytest.mark.needs("stub-process", "smaps-flags", "lock-calls"),
     pytest.mark.source("mlock(2), mmap(2), mremap(2), madvise(2), fork(2), getrlimit(2)"),
 ]
 

@@ -35,7 +35,7 @@ def test_munlock_leaves_pages_resident(kind):
         )
         assert region.first_bytes() == b"\xa5" * PAGES, "contents are as before"
         assert status.vmlck_pages() == before, "nothing is locked"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "")], "no lo"
+        assert maps.layout(region) == [(0, PAGES, "")], "no lo"
 
 
 @pytest.mark.parametrize("kind", ["private", "memfd-private", "file-private"])

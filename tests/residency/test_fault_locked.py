@@ -35,7 +35,7 @@ def test_fault_lock_populates_nothing(kind):
             "no page is present"
         )
         assert status.vmlck_pages() - before == PAGES, "VmLck counts the whole range"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo lf")], "lo lf"
+        assert maps.layout(region) == [(0, PAGES, "lo lf")], "lo lf"
         vma = maps.at(region.addr)
         assert (vma.field_kb("Rss"), vma.field_kb("Locked")) == (0, 0), "nothing is resident"
 
@@ -56,7 +56,7 @@ def test_write_to_fault_locked_memory_populates_that_page_only(kind):
         region.sub(7, 1).touch()
         assert residency.mapped_bits(region) == "00001001", "and page 7"
         assert status.vmlck_pages() == before, "VmLck is as before"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo lf")], "lo lf"
+        assert maps.layout(region) == [(0, PAGES, "lo lf")], "lo lf"
 
 
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "memfd-shared"])
@@ -101,7 +101,7 @@ def test_mprotect_of_fault_locked_memory_populates_nothing(kind):
         syscalls.outcome(syscalls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
         syscalls.mprotect(region.addr, region.size, syscalls.PROT_RW)
         assert residency.of(region) == residency.all_say(NONE), "no page is present"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo lf")], "lo lf"
+        assert maps.layout(region) == [(0, PAGES, "lo lf")], "lo lf"
         region.sub(6, 1).touch()
         assert residency.of(region) == residency.all_say("00000010"), "the touched page is"
 
@@ -115,7 +115,7 @@ def test_madvise_populates_fault_locked_memory(kind, advice):
         syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         syscalls.madvise(region.at(1), 3 * PAGE, getattr(syscalls, advice))
         assert residency.of(region) == residency.all_say("01110000"), "three pages are present"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo lf")], "lo lf"
+        assert maps.layout(region) == [(0, PAGES, "lo lf")], "lo lf"
 
 
 ONFAULT_ROUTES = {
@@ -135,7 +135,7 @@ def test_mlockall_current_onfault_populates_nothing(flags, kind):
         region.sub(5, 1).touch()
         syscalls.mlockall(flags)
         seen = residency.mapped_bits(region)
-        layout = maps.layout(region.addr, region.end, PAGE)
+        layout = maps.layout(region)
         region.sub(0, 1).touch()
         later = residency.mapped_bits(region)
         syscalls.munlockall()
@@ -156,7 +156,7 @@ def test_mlockall_current_populates_what_was_fault_locked(kind, later):
         absent = residency.mapped_bits(region)
         syscalls.mlockall(syscalls.MCL_CURRENT | later)
         seen = residency.of(region)
-        layout = maps.layout(region.addr, region.end, PAGE)
+        layout = maps.layout(region)
         syscalls.munlockall()
         assert absent == NONE, "fault-locked: no page is present"
         assert seen == residency.all_say(ALL), "every page is present"
@@ -182,7 +182,7 @@ def test_mapping_made_under_future_onfault_is_not_populated(kind, flags):
     syscalls.mlockall(syscalls.MCL_FUTURE | syscalls.MCL_ONFAULT)
     with mapping(kind, PAGES, flags=flags) as region:
         seen = residency.mapped_bits(region)
-        layout = maps.layout(region.addr, region.end, PAGE)
+        layout = maps.layout(region)
         region.sub(1, 1).touch()
         later = residency.mapped_bits(region)
         syscalls.munlockall()
@@ -205,7 +205,7 @@ def test_future_onfault_after_full_mlockall_concerns_new_mappings_only():
                 with mapping("private", PAGES) as last:
                     regions = [old, between, new, last]
                     seen = [residency.mapped_bits(r) for r in regions]
-                    locks = [maps.layout(r.addr, r.end, PAGE) for r in regions]
+                    locks = [maps.layout(r) for r in regions]
                     syscalls.munlockall()
     full, lf = [(0, PAGES, "lo")], [(0, PAGES, "lo lf")]
     assert locks == [full, full, lf, full], "only the third mapping is fault-locked"

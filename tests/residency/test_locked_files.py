@@ -139,7 +139,7 @@ def test_lock_past_end_of_file(kind):
             "mlock's answer"
         )
         assert residency.mapped_bits(region) == "11111000", "five pages are the file's"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "all marked"
+        assert maps.layout(region) == [(0, PAGES, "lo")], "all marked"
         assert status.vmlck_pages() - before == PAGES, "all counted"
 
 
@@ -149,7 +149,7 @@ def test_map_locked_past_end_of_file(kind):
     with owned(short(kind, 3 * PAGE)) as fd:
         with mapping(kind, PAGES, fd=fd, flags=syscalls.MAP_LOCKED) as region:
             assert residency.mapped_bits(region) == "11100000", "three pages are the file's"
-            assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "all marked"
+            assert maps.layout(region) == [(0, PAGES, "lo")], "all marked"
 
 
 @PAST_END
@@ -160,7 +160,7 @@ def test_fault_lock_past_end_of_file(kind):
         got = syscalls.outcome(syscalls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
         assert got == "ok", "a fault lock needs no page"
         assert residency.mapped_bits(region) == NONE, "no page is present"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo lf")], "all marked"
+        assert maps.layout(region) == [(0, PAGES, "lo lf")], "all marked"
 
 
 @pytest.mark.needs("lock-all")
@@ -170,7 +170,7 @@ def test_mlockall_ignores_ranges_past_end_of_file():
     where mlock gives ENOMEM."""
     with owned(memory.memfd(0)) as fd, mapping("memfd-shared", PAGES, fd=fd) as region:
         got = syscalls.outcome(syscalls.mlockall, syscalls.MCL_CURRENT)
-        layout = maps.layout(region.addr, region.end, PAGE)
+        layout = maps.layout(region)
         syscalls.munlockall()
         assert got == "ok", "mlockall hides that there is nothing to bring in"
         assert layout == [(0, PAGES, "lo")], "the mapping is marked"
@@ -199,7 +199,7 @@ def test_truncation_takes_locked_pages(kind, lf):
         assert residency.mapped_bits(region) == "11100100", "a touch brings in its page"
         assert status.vmlck_pages() == before, "VmLck is as before"
         lock = "lo lf" if lf else "lo"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, lock)], "locked still"
+        assert maps.layout(region) == [(0, PAGES, lock)], "locked still"
         assert region.sub(0, 6).first_bytes() == b"\xa5\xa5\xa5\0\0\xa5", "zeros where it was cut"
 
 
@@ -215,7 +215,7 @@ def test_punched_hole_takes_locked_shared_pages(kind):
         copies = kind == "memfd-private"
         assert residency.mapped_bits(region) == (ALL if copies else "11000111"), "after the hole"
         assert status.vmlck_pages() == before, "VmLck is as before"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "locked still"
+        assert maps.layout(region) == [(0, PAGES, "lo")], "locked still"
         kept = b"\xa5" * PAGES if copies else b"\xa5\xa5\0\0\0\xa5\xa5\xa5"
         assert region.first_bytes() == kept, "zeros in the hole of a shared mapping only"
 
@@ -253,7 +253,7 @@ def test_lock_by_another_process_fills_the_page_cache(lf):
         assert theirs == filled, "the child's lock brings in its pages, unless fault-locked"
         assert seen == {"pagemap": NONE, "mincore": filled}, "in the page cache, not mapped here"
         assert status.vmlck_pages() == before, "VmLck is as before"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "")], "not locked here"
+        assert maps.layout(region) == [(0, PAGES, "")], "not locked here"
 
 
 def test_read_fault_in_fault_locked_file_maps_its_neighbours_or_not():

@@ -111,7 +111,7 @@ def test_dontneed_locked_drops_pages_and_keeps_the_lock(kind, lf):
         assert residency.mapped_bits(region) == "11000000", "six pages are dropped"
         assert status.vmlck_pages() == before, "VmLck is as before"
         lock = "lo lf" if lf else "lo"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, 6, lock), (6, 8, "")], "as locked"
+        assert maps.layout(region) == [(0, 6, lock), (6, 8, "")], "as locked"
         region.sub(4, 1).touch(0x11)
         assert residency.mapped_bits(region) == "11001000", "a touch brings in its page"
         kept = b"\0\0\x11\0\0\0" if kind == "private" else b"\x5a\x5a\x11\x5a\x5a\x5a"
@@ -137,7 +137,7 @@ def test_guard_pages_and_locked_memory():
     with mapping("private", PAGES) as region:
         syscalls.madvise(region.at(2), PAGE, syscalls.MADV_GUARD_INSTALL)
         full = syscalls.outcome(syscalls.mlock, region.addr, region.size)
-        layout = maps.layout(region.addr, region.end, PAGE)
+        layout = maps.layout(region)
         syscalls.munlock(region.addr, region.size)
         lf = syscalls.outcome(syscalls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
         assert (full, lf) == ("ENOMEM", "ok"), "mlock and mlock2 over a guard"
@@ -179,9 +179,7 @@ def test_other_advice_is_taken_as_on_unlocked_memory(lf):
         taken = {name for name, got in answers[0].items() if got == "ok"}
         assert taken >= EVERYWHERE, "all that every kernel knows is taken"
         assert residency.mapped_bits(region) == ALL, "every page is present"
-        assert maps.layout(region.addr, region.end, PAGE) == [
-            (0, PAGES, "lo lf" if lf else "lo")
-        ], "locked as before"
+        assert maps.layout(region) == [(0, PAGES, "lo lf" if lf else "lo")], "locked as before"
         assert status.vmlck_pages() == before, "VmLck is as before"
 
 

@@ -101,7 +101,7 @@ def test_msync_agrees_with_the_lock_flags_page_by_page():
         syscalls.munlock(region.at(5), PAGE)
         busy = [invalidate(region.at(n), PAGE) == "EBUSY" for n in range(8)]
         flags = [False] * 8
-        for start, end, lock in maps.layout(region.addr, region.end, PAGE):
+        for start, end, lock in maps.layout(region):
             flags[start:end] = [bool(lock)] * (end - start)
         assert busy == flags, "the two witnesses agree"
         assert busy == [False, True, True, False, True, False, True, False], "pages 1, 2, 4, 6"

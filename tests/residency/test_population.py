@@ -52,9 +52,7 @@ def test_lock_populates_every_page(route, kind):
     """A lock brings in every page of memory that nobody touched, the first and the last too."""
     with locked(route, kind) as region:
         assert residency.of(region) == residency.all_say(ALL), "every page is present at once"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], (
-            "the mapping is locked, not fault-locked"
-        )
+        assert maps.layout(region) == [(0, PAGES, "lo")], "the mapping is locked, not fault-locked"
 
 
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
@@ -77,7 +75,7 @@ def test_mapping_made_under_mcl_future_is_populated(kind):
     try:
         with mapping(kind, PAGES) as region:
             assert residency.of(region) == residency.all_say(ALL), "every page is present at once"
-            assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "locked"
+            assert maps.layout(region) == [(0, PAGES, "lo")], "locked"
     finally:
         syscalls.munlockall()
 
@@ -114,7 +112,7 @@ def test_mlockall_future_leaves_existing_mappings_absent():
     """mlockall(MCL_FUTURE) neither locks nor populates what was mapped before."""
     with mapping("private", PAGES) as region:
         syscalls.mlockall(syscalls.MCL_FUTURE)
-        layout = maps.layout(region.addr, region.end, PAGE)
+        layout = maps.layout(region)
         seen = residency.of(region)
         syscalls.munlockall()
         assert seen == residency.all_say(NONE), "no page is present"
@@ -176,7 +174,7 @@ def test_lock_again_populates_again(call):
         os.ftruncate(fd, 2 * PAGE)
         os.ftruncate(fd, PAGES * PAGE)
         assert residency.mapped_bits(region) == "11000000", "truncation took six pages away"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "locked still"
+        assert maps.layout(region) == [(0, PAGES, "lo")], "locked still"
         SYSCALLS[call](region)
         assert residency.of(region) == residency.all_say(ALL), "the second lock brings them back"
     os.close(fd)
@@ -210,7 +208,7 @@ def test_full_lock_populates_fault_locked_memory(call, kind):
         assert residency.mapped_bits(region) == "01100000", "only the written pages are present"
         SYSCALLS[call](region)
         assert residency.of(region) == residency.all_say(ALL), "all pages are present"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "no longer lf"
+        assert maps.layout(region) == [(0, PAGES, "lo")], "no longer lf"
         assert status.vmlck_pages() == before, "VmLck is as before"
 
 
@@ -222,7 +220,7 @@ def test_fault_lock_keeps_populated_memory(kind):
         before = status.vmlck_pages()
         syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         assert residency.of(region) == residency.all_say(ALL), "all pages stay present"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo lf")], "lf now"
+        assert maps.layout(region) == [(0, PAGES, "lo lf")], "lf now"
         assert status.vmlck_pages() == before, "VmLck is as before"
 
 
@@ -249,7 +247,7 @@ def test_mremap_populates_what_it_adds(kind, moved, lf):
         assert residency.mapped_bits(grown) == ("11100000" if lf else ALL), (
             "the added pages are present, unless fault-locked"
         )
-        assert maps.layout(grown.addr, grown.end, PAGE) == [(0, PAGES, "lo lf" if lf else "lo")], (
+        assert maps.layout(grown) == [(0, PAGES, "lo lf" if lf else "lo")], (
             "the whole is locked as the old part was"
         )
         assert grown.sub(0, 3).first_bytes() == b"\x33" * 3, "contents moved along"
@@ -265,7 +263,7 @@ def test_heap_growth_under_mcl_future_is_populated(flag):
     syscalls.mlockall(syscalls.MCL_FUTURE | flag)
     heap = grow_heap()
     seen = residency.of(heap)
-    layout = maps.layout(heap.addr, heap.end, PAGE)
+    layout = maps.layout(heap)
     syscalls.munlockall()
     assert seen == residency.all_say(NONE if flag else ALL), "added pages, present unless on-fault"
     assert layout == [(0, PAGES, "lo lf" if flag else "lo")], "the growth is locked"
@@ -291,7 +289,7 @@ def test_growing_stack_populates_touched_page_only(lf):
         assert residency.mapped_bits(stack) == ("100000" if lf else "100011"), (
             "of four added pages the touched one is present"
         )
-        assert maps.layout(stack.addr, stack.end, PAGE) == [(0, 6, "lo lf" if lf else "lo")], (
+        assert maps.layout(stack) == [(0, 6, "lo lf" if lf else "lo")], (
             "the stack has grown by four pages, locked like the rest"
         )
         assert status.vmlck_pages() - before == 4, "VmLck grows by the growth of the stack"
@@ -339,7 +337,7 @@ def test_lock_of_executable_only_memory(kind):
         assert (got, residency.mapped_bits(region)) in (
             [("ok", ALL), ("ENOMEM", NONE)] if key else [("ok", ALL)]
         ), "locked and populated"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "lo")], "lo"
+        assert maps.layout(region) == [(0, PAGES, "lo")], "lo"
 
 
 @pytest.mark.needs("disk-file")
@@ -397,7 +395,7 @@ def test_map_populate_populates_without_locking(kind):
     before = status.vmlck_pages()
     with mapping(kind, PAGES, flags=syscalls.MAP_POPULATE) as region:
         assert residency.of(region) == residency.all_say(ALL), "every page is present"
-        assert maps.layout(region.addr, region.end, PAGE) == [(0, PAGES, "")], "none is locked"
+        assert maps.layout(region) == [(0, PAGES, "")], "none is locked"
         assert status.vmlck_pages() == before, "VmLck is as before"
     with mapping(kind, PAGES, flags=syscalls.MAP_POPULATE | syscalls.MAP_NONBLOCK) as region:
         assert residency.mapped_bits(region) == NONE, "MAP_NONBLOCK takes MAP_POPULATE back"

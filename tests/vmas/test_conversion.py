@@ -6,7 +6,7 @@ import pytest
 from helpers import processes, syscalls
 from helpers.memory import MAPPING_KINDS, mapping
 from helpers.observe import maps, pagemap, status
-from helpers.syscalls import MCL_CURRENT, MCL_ONFAULT, PAGE
+from helpers.syscalls import MCL_CURRENT, MCL_ONFAULT
 
 pytestmark = [
     pytest.mark.needs("lock:8", "smaps-flags"),
@@ -26,7 +26,7 @@ def act(region, way):
 
 
 def layout(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.layout(region)
 
 
 def flags(region):

@@ -28,7 +28,7 @@ def act(region, way, call=syscalls.syscall):
 
 
 def layout(region, pid="self"):
-    return maps.layout(region.addr, region.end, PAGE, pid)
+    return maps.layout(region, pid)
 
 
 def names(region, pid):
@@ -62,7 +62,7 @@ def lock_parts_of_heap(way):
         return shapes, labels
 
 
-@pytest.mark.needs("bare-process")
+@pytest.mark.needs("stub-process")
 @by_way
 def test_heap_splits_and_merges_by_its_locks(way):
     """Locks of parts of the heap split its VMA as they do any other, each piece is named
@@ -92,7 +92,7 @@ def grow_behind_lock(way, flags):
         return layout(whole, bare.pid), names(whole, bare.pid), heap.end == more.addr
 
 
-@pytest.mark.needs("bare-process")
+@pytest.mark.needs("stub-process")
 @by_way
 @pytest.mark.detects("vmflags-heap-lo-missing")
 def test_heap_grown_behind_a_lock_is_not_locked(way):
@@ -103,7 +103,7 @@ def test_heap_grown_behind_a_lock_is_not_locked(way):
     assert labels == {"[heap]"}, "name of every piece"
 
 
-@pytest.mark.needs("lock-all", "bare-process")
+@pytest.mark.needs("lock-all", "stub-process")
 @pytest.mark.parametrize(
     ("way", "flags"),
     [("mlock", MCL_FUTURE), ("onfault", MCL_FUTURE | MCL_ONFAULT)],

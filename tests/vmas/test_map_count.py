@@ -129,7 +129,7 @@ def perform(bare, calls, regions):
     return seen
 
 
-@pytest.mark.needs("lock:8", "smaps-flags", "map-count", "bare-process")
+@pytest.mark.needs("lock:8", "smaps-flags", "map-count", "stub-process")
 @pytest.mark.source("mlock(2) ERRORS ENOMEM", "Documentation/admin-guide/sysctl/vm.rst")
 @pytest.mark.claim("W12")
 @pytest.mark.deadline(300)
@@ -154,7 +154,7 @@ def test_split_beyond_map_count_gives_enomem_and_changes_no_lock():
             ballast.bring(count(bare), most - below)
             seen[below] = perform(bare, calls, regions)
         middle = syscalls.outcome(bare.call, "mlock", one.at(2), 4 * PAGE)
-        shape = maps.layout(one.addr, one.end, PAGE, bare.pid)
+        shape = maps.layout(one, bare.pid)
     assert full == most, "VMAs when a split was first refused"
     for below, calls in LEVELS.items():
         for (name, which, first, end, answer, locked), found in zip(calls, seen[below]):

@@ -39,7 +39,7 @@ def act(region, way):
 
 
 def layout(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.layout(region)
 
 
 def number(region):

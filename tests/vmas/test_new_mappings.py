@@ -34,7 +34,7 @@ FUTURES = pytest.mark.parametrize(
 
 
 def layout(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.layout(region)
 
 
 @pytest.mark.share_process

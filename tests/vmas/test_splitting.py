@@ -156,7 +156,7 @@ def test_file_pages_stay_in_place_when_locks_split(kind):
         act(r.sub(4, 1), "munlock")
         want = [(0, 1, "lo lf"), (1, 2, ""), (2, 4, "lo lf"), (4, 5, ""), (5, 6, "lo lf")]
         want += [(6, 7, ""), (7, 8, "lo lf")]
-        assert maps.layout(r.addr, r.end, PAGE) == want, "seven pieces"
+        assert maps.layout(r) == want, "seven pieces"
         numbers = bytes(range(FIRST, FIRST + PAGES))
         assert r.first_bytes() == numbers, "each page holds its own number"
         act(r, "mlock")
@@ -222,7 +222,7 @@ def test_split_that_ends_in_a_hole_stays_at_the_hole():
         assert syscalls.outcome(syscalls.mlock, region.at(1), 5 * PAGE) == "ENOMEM", (
             "hole in the range"
         )
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.layout(region) == [
             (0, 1, ""),
             (1, 4, "lo"),
             (5, 8, ""),
@@ -232,7 +232,7 @@ def test_split_that_ends_in_a_hole_stays_at_the_hole():
         assert syscalls.outcome(syscalls.munlock, region.at(2), 5 * PAGE) == "ENOMEM", (
             "hole in the range"
         )
-        assert maps.layout(region.addr, region.end, PAGE) == [
+        assert maps.layout(region) == [
             (0, 2, "lo"),
             (2, 4, ""),
             (5, 8, "lo"),

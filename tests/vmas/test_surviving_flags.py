@@ -37,7 +37,7 @@ def act(region, way):
 
 
 def layout(region):
-    return maps.layout(region.addr, region.end, PAGE)
+    return maps.layout(region)
 
 
 def locks(region):

@@ -97,9 +97,5 @@ def test_msync_finds_the_marked_pages():
         ]
         no, yes = "ok", "EBUSY"
         assert busy == [no, yes, no, yes, no, yes, yes, no], "msync page by page"
-        by_page = [
-            lock
-            for first, end, lock in maps.layout(region.addr, region.end, PAGE)
-            for _ in range(first, end)
-        ]
+        by_page = [lock for first, end, lock in maps.layout(region) for _ in range(first, end)]
         assert [bool(lock) for lock in by_page] == [b == yes for b in busy], "smaps agrees"

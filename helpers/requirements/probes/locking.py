@@ -335,7 +335,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "mincore": _mincore,
     "other-user": _other_user,
     "user-namespace": _user_namespace,
-    "bare-process": _bare_process,
+    "stub-process": _bare_process,
     "disk-file": _disk_file,
     "map-count": _map_count,
     "stack-growth": _stack_growth,
