@@ -6,25 +6,14 @@ from contextlib import contextmanager
 import pytest
 
 from helpers import syscalls
-from helpers.memory import mapping
+from helpers.memory import locks, mapping
 from helpers.observe import maps, pagemap, status
+from helpers.pytest_plugin.parametrize import by_call, by_entry_point
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:16"), pytest.mark.source("mlock(2)")]
 
-BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
-LOCKS = {
-    "mlock": ("mlock",),
-    "mlock2": ("mlock2", 0),
-    "onfault": ("mlock2", syscalls.MLOCK_ONFAULT),
-}
-EVERY_LOCK = pytest.mark.parametrize("how", LOCKS.values(), ids=LOCKS)
 PAGES = 10
-
-
-def issue(calls, how, addr, length):
-    name, *flags = how
-    return getattr(calls, name)(addr, length, *flags)
 
 
 def shape(region):
@@ -40,13 +29,13 @@ def five_mappings():
         yield region
 
 
-@EVERY_LOCK
+@by_call()
 def test_lock_reaches_from_inside_the_first_to_inside_the_last(how):
     """A lock from the middle of one mapping to the middle of another locks, and a full one
     populates, every page between, and no other."""
     with five_mappings() as region:
-        issue(syscalls.RAW, how, region.at(1), 8 * PAGE)
-        lock = "lo lf" if how == LOCKS["onfault"] else "lo"
+        locks.issue(syscalls.RAW, how, region.at(1), 8 * PAGE)
+        lock = "lo lf" if how == locks.CALLS["onfault"] else "lo"
         wanted = [(0, 1, ""), (1, 9, lock), (9, 10, "")]
         assert shape(region) == wanted, "every mapping between is locked"
         assert status.vmlck_pages() == 8, "VmLck counts the eight pages"
@@ -55,20 +44,20 @@ def test_lock_reaches_from_inside_the_first_to_inside_the_last(how):
         ], "a full lock populates those pages, a lock on fault none"
 
 
-@pytest.mark.parametrize("how", [LOCKS["mlock"], LOCKS["onfault"]], ids=["lo", "lf"])
+@pytest.mark.parametrize("how", [locks.CALLS["mlock"], locks.CALLS["onfault"]], ids=["lo", "lf"])
 def test_munlock_reaches_from_inside_the_first_to_inside_the_last(how):
     """munlock from the middle of one mapping to the middle of another unlocks every page
     between, and no other."""
     with five_mappings() as region:
-        issue(syscalls.RAW, how, region.addr, region.size)
+        locks.issue(syscalls.RAW, how, region.addr, region.size)
         syscalls.munlock(region.at(1), 8 * PAGE)
-        lock = "lo lf" if how == LOCKS["onfault"] else "lo"
+        lock = "lo lf" if how == locks.CALLS["onfault"] else "lo"
         wanted = [(0, 1, lock), (1, 9, ""), (9, 10, lock)]
         assert shape(region) == wanted, "every mapping between is unlocked"
         assert status.vmlck_pages() == 2, "VmLck keeps the first page and the last"
 
 
-@BOTH
+@by_entry_point()
 def test_whole_range_of_mappings_locks_and_unlocks(calls):
     """A lock of exactly five mappings locks and populates each to its end; one munlock
     unlocks each."""

@@ -6,11 +6,11 @@ import pytest
 from helpers import syscalls
 from helpers.memory import mapping
 from helpers.observe import maps, status
+from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, PAGE
 
 pytestmark = pytest.mark.needs("smaps-flags", "lock:8")
 
-BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 BITS = [1 << n for n in range(32)]
 WHOLE_INT = 0xFFFFFFFF
 
@@ -25,7 +25,7 @@ def unknown_to_mlock2():
     return [*alone, *(bit | MLOCK_ONFAULT for bit in alone), WHOLE_INT, WHOLE_INT & ~MLOCK_ONFAULT]
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.source("mlock(2) ERRORS: EINVAL (mlock2() only) Unknown flags were specified")
 @pytest.mark.detects("mlock2-unknown-flags-accepted")
 def test_mlock2_unknown_flags_give_einval(calls):
@@ -44,7 +44,7 @@ def test_mlock2_unknown_flags_give_einval(calls):
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.source("mlock(2) DESCRIPTION")
 @pytest.mark.detects("mlock2-ignored", "mlock2-always-onfault")
 def test_mlock2_known_flags_are_accepted(calls):
@@ -59,7 +59,7 @@ def test_mlock2_known_flags_are_accepted(calls):
         assert shape(region) == wanted, "one page lo, one lo and lf"
 
 
-@BOTH
+@by_entry_point()
 def test_mlock2_flags_are_checked_before_the_range(calls):
     """mlock2 with an unknown flag gives EINVAL whatever the range: length 0, unmapped, or
     without any end."""
@@ -93,7 +93,7 @@ def invalid_for_mlockall():
     ]
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.source("mlockall(2) ERRORS: EINVAL")
 @pytest.mark.detects(
     "mlockall-zero-accepted", "mlockall-onfault-alone-accepted", "mlockall-unknown-flag-accepted"

@@ -11,9 +11,10 @@ import pytest
 
 from helpers import syscalls
 from helpers.machine import kernel_version
-from helpers.memory import mapping
+from helpers.memory import locks, mapping
 from helpers.memory.layouts import unmap_pages
 from helpers.observe import maps, page_flags, pagemap, status
+from helpers.pytest_plugin.parametrize import by_call, by_entry_point
 from helpers.syscalls import PAGE
 
 pytestmark = [
@@ -21,13 +22,6 @@ pytestmark = [
     pytest.mark.source("mlock(2) ERRORS", "POSIX mlock(): on failure no lock is changed"),
 ]
 
-BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
-LOCKS = {
-    "mlock": ("mlock",),
-    "mlock2": ("mlock2", 0),
-    "onfault": ("mlock2", syscalls.MLOCK_ONFAULT),
-}
-EVERY_LOCK = pytest.mark.parametrize("how", LOCKS.values(), ids=LOCKS)
 PAGES = 8
 # Holes of one page each (a larger one might be taken by malloc), the range asked for in
 # bytes, and the pages in front of the hole.
@@ -44,13 +38,8 @@ HOLES = {
 EVERY_HOLE = pytest.mark.parametrize("where", HOLES.values(), ids=HOLES)
 
 
-def issue(calls, how, addr, length):
-    name, *flags = how
-    return getattr(calls, name)(addr, length, *flags)
-
-
 def mark(how):
-    return "lo lf" if how == LOCKS["onfault"] else "lo"
+    return "lo lf" if how == locks.CALLS["onfault"] else "lo"
 
 
 def shape(region):
@@ -78,14 +67,14 @@ def test_lock_over_hole_locks_what_lies_before_it(where):
     """A lock over a hole gives ENOMEM; the pages before the hole are locked and counted but
     not populated, those behind it are untouched."""
     holes, (offset, length), before_hole = where
-    for name, how in LOCKS.items():
+    for name, how in locks.CALLS.items():
         with mapping("private", PAGES) as region:
             region.sub(2, 1).touch()
             for page in holes:
                 unmap_pages(region, page)
             present = pagemap.present(region.addr, PAGES)
             before = status.vmlck_pages()
-            seen = syscalls.outcome(issue, syscalls.RAW, how, region.addr + offset, length)
+            seen = syscalls.outcome(locks.issue, syscalls.RAW, how, region.addr + offset, length)
             counted = status.vmlck_pages() - before
             assert seen == "ENOMEM", f"{name}: part of the range is not mapped"
             assert shape(region) == expected(holes, before_hole, mark(how), ""), (
@@ -101,10 +90,10 @@ def test_munlock_over_hole_unlocks_what_lies_before_it(where):
     """munlock over a hole gives ENOMEM; the pages before the hole are unlocked, those behind
     it stay locked, and all stay resident."""
     holes, (offset, length), before_hole = where
-    for lock in (LOCKS["mlock"], LOCKS["onfault"]):
+    for lock in (locks.CALLS["mlock"], locks.CALLS["onfault"]):
         with mapping("private", PAGES) as region:
             region.touch()
-            issue(syscalls.RAW, lock, region.addr, region.size)
+            locks.issue(syscalls.RAW, lock, region.addr, region.size)
             for page in holes:
                 unmap_pages(region, page)
             before = status.vmlck_pages()
@@ -120,7 +109,7 @@ def test_munlock_over_hole_unlocks_what_lies_before_it(where):
             )
 
 
-@BOTH
+@by_entry_point()
 def test_unmapped_range_gives_enomem(calls):
     """Every call on a range that is not mapped at all gives ENOMEM and changes nothing around
     it."""
@@ -129,23 +118,23 @@ def test_unmapped_range_gives_enomem(calls):
         unmap_pages(region, 4)
         before = status.vmlck_pages()
         seen = {
-            name: syscalls.outcome(issue, calls, how, region.at(4), PAGE)
-            for name, how in {**LOCKS, "munlock": ("munlock",)}.items()
+            name: syscalls.outcome(locks.issue, calls, how, region.at(4), PAGE)
+            for name, how in {**locks.CALLS, "munlock": ("munlock",)}.items()
         }
         assert seen == dict.fromkeys(seen, "ENOMEM"), "the page is not mapped"
         assert shape(region) == [(0, 4, "lo"), (5, 8, "lo")], "the neighbours are as before"
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("mlock-hole-not-reported")
 def test_hole_in_the_middle_is_reported_by_each_call(calls):
     """Each call, by the C library as by number, reports a hole as ENOMEM."""
     seen = {}
-    for name, how in {**LOCKS, "munlock": ("munlock",)}.items():
+    for name, how in {**locks.CALLS, "munlock": ("munlock",)}.items():
         with mapping("private", PAGES) as region:
             unmap_pages(region, 5)
-            seen[name] = syscalls.outcome(issue, calls, how, region.addr, region.size)
+            seen[name] = syscalls.outcome(locks.issue, calls, how, region.addr, region.size)
     assert seen == dict.fromkeys(seen, "ENOMEM"), "part of the range is not mapped"
 
 
@@ -159,13 +148,13 @@ def many_vmas():
         yield region
 
 
-@EVERY_LOCK
+@by_call()
 def test_lock_over_many_mappings_stops_at_the_hole(how):
     """A lock over several mappings locks each one before the hole, and none behind it."""
     with many_vmas() as region:
         unmap_pages(region, 6)
         before = status.vmlck_pages()
-        seen = syscalls.outcome(issue, syscalls.RAW, how, region.addr, region.size)
+        seen = syscalls.outcome(locks.issue, syscalls.RAW, how, region.addr, region.size)
         assert seen == "ENOMEM", "the seventh page is not mapped"
         wanted = [(0, 6, mark(how)), (7, 8, "")]
         assert shape(region) == wanted, "all six mappings before the hole are lo, the last is not"
@@ -186,16 +175,16 @@ def test_munlock_over_many_mappings_stops_at_the_hole():
         assert before - status.vmlck_pages() == 6, "VmLck falls by six pages"
 
 
-@EVERY_LOCK
+@by_call()
 def test_failed_lock_converts_what_lies_before_the_hole(how):
     """A failed lock also changes the kind of the locks before the hole, without counting
     them again."""
-    other = LOCKS["mlock"] if mark(how) == "lo lf" else LOCKS["onfault"]
+    other = locks.CALLS["mlock"] if mark(how) == "lo lf" else locks.CALLS["onfault"]
     with mapping("private", PAGES) as region:
-        issue(syscalls.RAW, other, region.addr, region.size)
+        locks.issue(syscalls.RAW, other, region.addr, region.size)
         unmap_pages(region, 4)
         before = status.vmlck_pages()
-        seen = syscalls.outcome(issue, syscalls.RAW, how, region.at(1), 6 * PAGE)
+        seen = syscalls.outcome(locks.issue, syscalls.RAW, how, region.at(1), 6 * PAGE)
         assert seen == "ENOMEM", "part of the range is not mapped"
         assert shape(region) == [
             (0, 1, mark(other)),
@@ -205,14 +194,14 @@ def test_failed_lock_converts_what_lies_before_the_hole(how):
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
 
-@EVERY_LOCK
+@by_call()
 def test_range_beside_a_hole_succeeds(how):
     """A range that ends where a hole begins, or begins where it ends, is wholly mapped: it is
     locked, and a full lock populates it."""
     with mapping("private", PAGES) as region:
         unmap_pages(region, 4)
-        issue(syscalls.RAW, how, region.at(2), 2 * PAGE)
-        issue(syscalls.RAW, how, region.at(5), PAGE)
+        locks.issue(syscalls.RAW, how, region.at(2), 2 * PAGE)
+        locks.issue(syscalls.RAW, how, region.at(5), PAGE)
         assert shape(region) == [
             (0, 2, ""),
             (2, 4, mark(how)),

@@ -12,11 +12,11 @@ from helpers import syscalls
 from helpers.memory import mapping
 from helpers.memory.layouts import unmap_pages
 from helpers.observe import maps
+from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import PAGE, PROT_NONE, PROT_READ
 
 pytestmark = [pytest.mark.needs("mincore"), pytest.mark.source("mincore(2)")]
 
-BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 UNTOUCHED = 0xEE
 """A byte that mincore never writes."""
 TOUCHED = [1, 0, 0, 1, 1, 0, 1, 0]
@@ -44,7 +44,7 @@ def touch(region):
             region.sub(page, 1).touch()
 
 
-@BOTH
+@by_entry_point()
 @ANONYMOUS
 @pytest.mark.detects("mincore-one-page-early")
 def test_mincore_says_page_by_page_what_was_touched(calls, kind):
@@ -89,7 +89,7 @@ def test_mincore_length_rounds_up(length, entries):
         assert list(vec) == [1] * entries + [UNTOUCHED] * 4, "one byte for each page begun"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("mincore-zero-length-einval")
 def test_mincore_zero_length_is_noop(calls):
     """Length 0 succeeds and writes nothing, whatever address and vector."""
@@ -107,7 +107,7 @@ def test_mincore_zero_length_is_noop(calls):
         assert list(vec) == [UNTOUCHED] * 5, "the vector is untouched"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("mincore-unaligned-accepted")
 def test_mincore_unaligned_address_gives_einval(calls):
     """An address inside a page gives EINVAL before anything else is looked at."""
@@ -128,7 +128,7 @@ def test_mincore_unaligned_address_gives_einval(calls):
         assert list(vec) == [UNTOUCHED] * 6, "the vector is untouched"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("mincore-bad-vector-enomem")
 def test_mincore_bad_vector_gives_efault(calls):
     """A vector that is NULL, unmapped, read-only, inaccessible or the kernel's gives EFAULT."""
@@ -170,7 +170,7 @@ def test_mincore_over_hole_gives_enomem(where):
         )
 
 
-@BOTH
+@by_entry_point()
 def test_mincore_last_byte_in_a_hole_gives_enomem(calls):
     """One byte that lies in a hole is enough for ENOMEM; a range that ends at the hole or
     begins behind it is fine."""
@@ -200,7 +200,7 @@ def test_mincore_hole_is_reported_before_a_bad_vector():
         assert seen == ["ENOMEM", "ENOMEM"], "the range is looked at first"
 
 
-@BOTH
+@by_entry_point()
 def test_mincore_past_the_address_space_gives_enomem(calls):
     """A length that leaves the address space gives ENOMEM: mincore has no length that wraps
     to nothing, as mlock has."""

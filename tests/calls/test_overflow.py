@@ -4,30 +4,20 @@
 import pytest
 
 from helpers import syscalls
-from helpers.memory import mapping
+from helpers.memory import locks, mapping
 from helpers.observe import maps, status
 from helpers.processes import credentials, rlimits
+from helpers.pytest_plugin.parametrize import by_call
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:8"), pytest.mark.source("mlock(2) ERRORS")]
 
 DOORS = [syscalls.RAW, syscalls.GLIBC]
-LOCKS = {
-    "mlock": ("mlock",),
-    "mlock2": ("mlock2", 0),
-    "onfault": ("mlock2", syscalls.MLOCK_ONFAULT),
-}
 MUNLOCK = ("munlock",)
-EVERY_LOCK = pytest.mark.parametrize("how", LOCKS.values(), ids=LOCKS)
-EVERY = [*LOCKS.values(), MUNLOCK]
-EVERY_CALL = pytest.mark.parametrize("how", EVERY, ids=[*LOCKS, "munlock"])
+EVERY = [*locks.CALLS.values(), MUNLOCK]
+EVERY_CALL = pytest.mark.parametrize("how", EVERY, ids=[*locks.CALLS, "munlock"])
 TOP = syscalls.ULONG_MAX + 1
 """One behind the last address: TOP − n is the address or length −n."""
-
-
-def issue(calls, how, addr, length):
-    name, *flags = how
-    return getattr(calls, name)(addr, length, *flags)
 
 
 def start_state(how, region):
@@ -48,7 +38,7 @@ def test_wrapping_length_gives_einval(how):
     EINVAL."""
     with mapping("private", 4) as region:
         seen = {
-            (name, calls): syscalls.outcome(issue, calls, how, region.addr + offset, length)
+            (name, calls): syscalls.outcome(locks.issue, calls, how, region.addr + offset, length)
             for name, (offset, length) in WRAPPING.items()
             for calls in DOORS
         }
@@ -62,7 +52,7 @@ def test_wrapping_length_changes_nothing(how):
         shape = start_state(how, region)
         before = status.vmlck_pages()
         for offset, length in WRAPPING.values():
-            syscalls.outcome(issue, syscalls.RAW, how, region.addr + offset, length)
+            syscalls.outcome(locks.issue, syscalls.RAW, how, region.addr + offset, length)
         assert maps.locks(region.addr, region.end, PAGE) == shape, "the same pages are lo"
         assert status.vmlck_pages() == before, "VmLck is unchanged"
 
@@ -80,7 +70,7 @@ def overflowing(region):
 
 
 @pytest.mark.needs("CAP_IPC_LOCK")
-@EVERY_LOCK
+@by_call()
 @pytest.mark.detects("overflow-enomem", "overflow-accepted")
 def test_lock_of_overflowing_range_gives_einval(how):
     """A lock whose range ends beyond the last address gives EINVAL and locks nothing."""
@@ -88,7 +78,7 @@ def test_lock_of_overflowing_range_gives_einval(how):
         shape = start_state(how, region)
         before = status.vmlck_pages()
         seen = {
-            (name, calls): syscalls.outcome(issue, calls, how, *span)
+            (name, calls): syscalls.outcome(locks.issue, calls, how, *span)
             for name, span in overflowing(region).items()
             for calls in DOORS
         }
@@ -105,7 +95,7 @@ def test_munlock_of_overflowing_range_gives_einval():
         before = status.vmlck_pages()
         with credentials.without_capabilities("CAP_IPC_LOCK"):
             seen = {
-                (name, calls): syscalls.outcome(issue, calls, MUNLOCK, *span)
+                (name, calls): syscalls.outcome(locks.issue, calls, MUNLOCK, *span)
                 for name, span in overflowing(region).items()
                 for calls in DOORS
             }
@@ -115,14 +105,14 @@ def test_munlock_of_overflowing_range_gives_einval():
 
 
 @pytest.mark.needs("limit:8")
-@EVERY_LOCK
+@by_call()
 @pytest.mark.detects("limit-checked-after-overflow")
 def test_limit_is_checked_before_overflow(how):
     """Without CAP_IPC_LOCK a length of nearly the whole address space is over the limit:
     ENOMEM; a page that ends at address 0 is not, and gives EINVAL."""
     with mapping("private", 4) as region, rlimits.unprivileged_with_limit(8 * PAGE):
-        too_long = syscalls.outcome(issue, syscalls.RAW, how, region.addr, TOP - PAGE)
-        one_page = syscalls.outcome(issue, syscalls.RAW, how, TOP - PAGE, 1)
+        too_long = syscalls.outcome(locks.issue, syscalls.RAW, how, region.addr, TOP - PAGE)
+        one_page = syscalls.outcome(locks.issue, syscalls.RAW, how, TOP - PAGE, 1)
         assert too_long == "ENOMEM", "the limit speaks first"
         assert one_page == "EINVAL", "one page is within the limit, but overflows"
         assert maps.locks(region.addr, region.end, PAGE) == [(0, 4, "")], "nothing is locked"
@@ -148,7 +138,7 @@ def test_range_outside_user_space_gives_enomem(how):
     """A range where no process can have memory is a range that is not mapped: ENOMEM."""
     before = status.vmlck_pages()
     seen = {
-        (name, calls): syscalls.outcome(issue, calls, how, addr, 8)
+        (name, calls): syscalls.outcome(locks.issue, calls, how, addr, 8)
         for name, addr in outside().items()
         for calls in DOORS
     }
@@ -160,7 +150,7 @@ def test_vsyscall_page_gives_enomem():
     """The [vsyscall] page is listed in /proc/self/maps but belongs to no process: ENOMEM."""
     # x86_64 only, and not with vsyscall=none: elsewhere the address is simply unmapped.
     gate = next((v.start for v in maps.vmas() if v.name == "[vsyscall]"), TOP - 10 * (1 << 20))
-    seen = {how: syscalls.outcome(issue, syscalls.RAW, how, gate, PAGE) for how in EVERY}
+    seen = {how: syscalls.outcome(locks.issue, syscalls.RAW, how, gate, PAGE) for how in EVERY}
     assert seen == dict.fromkeys(EVERY, "ENOMEM"), "not a mapping of this process"
 
 
@@ -169,7 +159,7 @@ def test_page_below_the_stack_gives_enomem():
     """A lock below the stack gives ENOMEM and does not make the stack grow, as a touch would."""
     stack = next(v for v in maps.vmas() if v.name == "[stack]")
     below = stack.start - PAGE
-    seen = {how: syscalls.outcome(issue, syscalls.RAW, how, below, PAGE) for how in EVERY}
+    seen = {how: syscalls.outcome(locks.issue, syscalls.RAW, how, below, PAGE) for how in EVERY}
     after = next(v for v in maps.vmas() if v.name == "[stack]")
     assert seen == dict.fromkeys(EVERY, "ENOMEM"), "nothing is mapped there"
     assert after.start == stack.start, "the stack begins where it began"
@@ -187,12 +177,12 @@ def test_tagged_address(how):
             start, after = region.at(2), [(0, 4, "")]
         else:
             start = region.addr
-            lock = "lo lf" if how == LOCKS["onfault"] else "lo"
+            lock = "lo lf" if how == locks.CALLS["onfault"] else "lo"
             after = [(0, 4, "lo")] if lock == "lo" else [(0, 2, lock), (2, 4, "lo")]
         ignored = syscalls.architecture() == "aarch64" or syscalls.WORD_BITS == 32
         if syscalls.WORD_BITS == 64:  # 32 bits have no room for a tag
             start |= 0x2A << 57
-        seen = syscalls.outcome(issue, syscalls.RAW, how, start, 2 * PAGE)
+        seen = syscalls.outcome(locks.issue, syscalls.RAW, how, start, 2 * PAGE)
         assert seen == ("ok" if ignored else "ENOMEM"), "tags are ignored on arm64 alone"
         assert maps.locks(region.addr, region.end, PAGE) == (after if ignored else shape), (
             "the call acts where its tag is ignored, else nothing changes"

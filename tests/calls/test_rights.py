@@ -10,6 +10,7 @@ from helpers.memory import mapping
 from helpers.memory.layouts import unmap_pages
 from helpers.observe import maps, status
 from helpers.processes import rlimits
+from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
@@ -17,7 +18,6 @@ pytestmark = [
     pytest.mark.source("mlock(2) ERRORS", "can_do_mlock() in mm/mlock.c"),
 ]
 
-BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 ON_FAULT = syscalls.MLOCK_ONFAULT
 LOCKED = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_LOCKED
 
@@ -30,7 +30,7 @@ def shape(region):
     return maps.locks(region.addr, region.end, PAGE)
 
 
-@BOTH
+@by_entry_point()
 def test_locking_without_right_gives_eperm(calls):
     """With a limit of 0 and without CAP_IPC_LOCK every call that locks gives EPERM, before it
     looks at the range."""
@@ -60,7 +60,7 @@ def test_locking_without_right_gives_eperm(calls):
             assert shape(later) == [(0, 2, "")], "what is mapped later is not locked"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("mlockall-flags-checked-late")
 def test_flags_are_checked_before_rights(calls):
     """With a limit of 0 and without CAP_IPC_LOCK invalid arguments still give EINVAL, not
@@ -79,7 +79,7 @@ def test_flags_are_checked_before_rights(calls):
         assert seen == dict.fromkeys(seen, "EINVAL"), "arguments come before rights"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("munlock-needs-right", "munlockall-needs-right")
 def test_unlocking_needs_no_right(calls):
     """With a limit of 0 and without CAP_IPC_LOCK munlock and munlockall succeed, and what they
@@ -107,7 +107,7 @@ def test_unlocking_needs_no_right(calls):
         }, "the same answers as with every right"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.needs("lock:8")
 @pytest.mark.claim("W9")
 def test_unlocking_without_right_works_on_real_locks(calls):
@@ -128,7 +128,7 @@ def test_unlocking_without_right_works_on_real_locks(calls):
         assert status.vmlck_pages() == 0, "VmLck is 0"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.needs("limit:4")
 @pytest.mark.claim("W9")
 def test_ordinary_process_may_lock_within_its_limit(calls):

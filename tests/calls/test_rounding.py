@@ -7,19 +7,13 @@ import errno
 import pytest
 
 from helpers import syscalls
-from helpers.memory import mapping
+from helpers.memory import locks, mapping
 from helpers.observe import maps, pagemap, status
+from helpers.pytest_plugin.parametrize import by_call, by_entry_point
 from helpers.syscalls import PAGE
 
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:16"), pytest.mark.source("mlock(2) NOTES")]
 
-BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
-LOCKS = {
-    "mlock": ("mlock",),
-    "mlock2": ("mlock2", 0),
-    "onfault": ("mlock2", syscalls.MLOCK_ONFAULT),
-}
-EVERY_LOCK = pytest.mark.parametrize("how", LOCKS.values(), ids=LOCKS)
 
 WINDOW = 4
 """Pages given to each range, so that a page too many shows up too."""
@@ -36,12 +30,6 @@ RANGES = {
 }
 
 
-def issue(calls, how, addr, length):
-    """One call of the family: ``how`` is its name and the flags behind the range."""
-    name, *flags = how
-    return getattr(calls, name)(addr, length, *flags)
-
-
 def locked_by_range(region):
     """For each of RANGES: the pages of its window that are locked."""
     pages = {
@@ -56,8 +44,8 @@ def locked_by_range(region):
     }
 
 
-@BOTH
-@EVERY_LOCK
+@by_entry_point()
+@by_call()
 @pytest.mark.claim("W5")
 @pytest.mark.detects(
     "mlock-ignored",
@@ -74,11 +62,11 @@ def test_lock_rounds_outward_to_whole_pages(calls, how):
         grown = {}
         for index, (offset, length) in enumerate(RANGES):
             before = status.vmlck_pages()
-            issue(calls, how, region.at(index * WINDOW) + offset, length)
+            locks.issue(calls, how, region.at(index * WINDOW) + offset, length)
             grown[offset, length] = status.vmlck_pages() - before
         assert locked_by_range(region) == RANGES, "lo on every page that holds a byte of the range"
         assert grown == {key: len(pages) for key, pages in RANGES.items()}, "VmLck grows by those"
-        full = how != LOCKS["onfault"]
+        full = how != locks.CALLS["onfault"]
         touched = pagemap.present_count(region.addr, region.pages)
         assert touched == (sum(map(len, RANGES.values())) if full else 0), (
             "a full lock populates exactly those pages, a lock on fault none"
@@ -88,7 +76,7 @@ def test_lock_rounds_outward_to_whole_pages(calls, how):
 @pytest.mark.claim("W5")
 @pytest.mark.parametrize(
     ("calls", "how"),
-    [(syscalls.RAW, LOCKS["mlock"]), (syscalls.GLIBC, LOCKS["onfault"])],
+    [(syscalls.RAW, locks.CALLS["mlock"]), (syscalls.GLIBC, locks.CALLS["onfault"])],
     ids=["syscall-lo", "libc-lf"],
 )
 @pytest.mark.detects(
@@ -101,10 +89,10 @@ def test_munlock_rounds_outward_to_whole_pages(calls, how):
     """munlock unlocks every page that holds one of its bytes, and no other."""
     for (offset, length), pages in RANGES.items():
         with mapping("private", WINDOW) as region:
-            issue(calls, how, region.addr, region.size)
+            locks.issue(calls, how, region.addr, region.size)
             calls.munlock(region.addr + offset, length)
             left = status.vmlck_pages()
-            lock = "lo lf" if how == LOCKS["onfault"] else "lo"
+            lock = "lo lf" if how == locks.CALLS["onfault"] else "lo"
             wanted = [(0, len(pages), ""), (len(pages), WINDOW, lock)]
             assert maps.locks(region.addr, region.end, PAGE) == wanted, (
                 f"munlock of {length} bytes from byte {offset} unlocks pages {sorted(pages)}"
@@ -180,7 +168,7 @@ def test_heap_block_locks_like_any_other_memory(length):
     assert status.vmlck_pages() == before, "VmLck is back where it was"
 
 
-ANY_CALL = {**LOCKS, "munlock": ("munlock",)}
+ANY_CALL = {**locks.CALLS, "munlock": ("munlock",)}
 EVERY_CALL = pytest.mark.parametrize("how", ANY_CALL.values(), ids=ANY_CALL)
 
 
@@ -194,7 +182,7 @@ def test_zero_length_does_nothing(how):
         syscalls.munmap(region.at(3), PAGE)
         before = status.vmlck_pages()
         seen = {
-            (name, calls): syscalls.outcome(issue, calls, how, addr, 0)
+            (name, calls): syscalls.outcome(locks.issue, calls, how, addr, 0)
             for calls in (syscalls.RAW, syscalls.GLIBC)
             for name, addr in (
                 ("unlocked", region.addr),
@@ -219,7 +207,7 @@ def test_zero_length_inside_a_page_means_that_page(how):
     with mapping("private", 3) as region:
         if how == ANY_CALL["munlock"]:
             syscalls.mlock(region.addr, region.size)
-        issue(syscalls.RAW, how, region.at(1) + 1, 0)
+        locks.issue(syscalls.RAW, how, region.at(1) + 1, 0)
         others, page = {"munlock": ("lo", ""), "onfault": ("", "lo lf")}.get(
             next(name for name, value in ANY_CALL.items() if value == how), ("", "lo")
         )
@@ -230,7 +218,7 @@ def test_zero_length_inside_a_page_means_that_page(how):
         ], "the call acts on the middle page alone"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("success-is-not-zero")
 def test_success_returns_zero_and_leaves_errno_alone(calls):
     """Each call returns exactly 0 when it succeeds and does not touch errno."""

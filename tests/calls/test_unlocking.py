@@ -7,7 +7,9 @@ import pytest
 
 from helpers import syscalls
 from helpers.memory import mapping
+from helpers.memory.locks import issue
 from helpers.observe import maps, pagemap, status
+from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import MCL_CURRENT, PAGE
 
 pytestmark = [
@@ -15,14 +17,8 @@ pytestmark = [
     pytest.mark.source("mlock(2) NOTES: memory locks do not stack"),
 ]
 
-BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 LOCK, LOCK2 = ("mlock",), ("mlock2", 0)
 ON_FAULT = ("mlock2", syscalls.MLOCK_ONFAULT)
-
-
-def issue(calls, how, addr, length):
-    name, *flags = how
-    return getattr(calls, name)(addr, length, *flags)
 
 
 def shape(region):
@@ -91,7 +87,7 @@ def test_munlock_of_never_locked_range_is_noop(touched):
         assert pagemap.present(region.addr, 8) == present, "residency is unchanged"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("munlock-ignored")
 def test_munlock_over_locked_and_unlocked_pages_unlocks_all(calls):
     """munlock over islands of locked pages of both kinds succeeds and unlocks each one."""
@@ -109,7 +105,7 @@ def test_munlock_over_locked_and_unlocked_pages_unlocks_all(calls):
         assert pagemap.present_count(region.addr, 8) == 8, "every page stays resident"
 
 
-@BOTH
+@by_entry_point()
 def test_munlockall_with_nothing_locked_returns_zero(calls):
     """munlockall succeeds with nothing locked, and again."""
     with mapping("private", 2) as region:
@@ -119,7 +115,7 @@ def test_munlockall_with_nothing_locked_returns_zero(calls):
         assert status.vmlck_pages() == 0, "VmLck is 0"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.detects("thread-munlock-ignored", "thread-mlock-ignored")
 def test_any_thread_may_lock_and_unlock(calls):
     """Locks belong to the address space: one thread locks what another unlocks, by munlock and

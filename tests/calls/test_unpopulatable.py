@@ -10,24 +10,19 @@ import os
 import pytest
 
 from helpers import memory, syscalls
-from helpers.memory import mapping
+from helpers.memory import locks, mapping
 from helpers.observe import maps, pagemap, status
+from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import PAGE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
 
 pytestmark = [pytest.mark.needs("smaps-flags", "lock:8"), pytest.mark.source("mlock(2) ERRORS")]
 
-BOTH = pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
 MIXED = pytest.mark.parametrize(
     ("calls", "how"),
     [(syscalls.GLIBC, ("mlock",)), (syscalls.RAW, ("mlock2", 0))],
     ids=["libc mlock", "syscall mlock2"],
 )
 ANONYMOUS = pytest.mark.parametrize("kind", ["private", "shared"])
-
-
-def issue(calls, how, addr, length):
-    name, *flags = how
-    return getattr(calls, name)(addr, length, *flags)
 
 
 def shape(region):
@@ -41,7 +36,7 @@ def test_lock_of_prot_none_reports_enomem_but_locks(calls, how, kind):
     nothing resident; munlock undoes it."""
     with mapping(kind, 4, prot=PROT_NONE) as region:
         before = status.vmlck_pages()
-        seen = syscalls.outcome(issue, calls, how, region.addr, region.size)
+        seen = syscalls.outcome(locks.issue, calls, how, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == "ENOMEM", "the pages cannot be populated"
         assert shape(region) == [(0, 4, "lo")], "the range is lo all the same"
@@ -53,7 +48,7 @@ def test_lock_of_prot_none_reports_enomem_but_locks(calls, how, kind):
         assert status.vmlck_pages() == before, "VmLck is back where it was"
 
 
-@BOTH
+@by_entry_point()
 @pytest.mark.deviation("onfault-populates-prot-none")
 @pytest.mark.detects("mlock-onfault-protnone-enomem")
 def test_onfault_lock_of_prot_none_succeeds(calls):
@@ -149,7 +144,7 @@ def test_lock_past_end_of_file_reports_enomem_but_locks(calls, how, kind, short_
     locked and counted, and the part in the file, its last page included, is resident."""
     with mapping(kind, 6, fd=short_file) as region:
         before = status.vmlck_pages()
-        seen = syscalls.outcome(issue, calls, how, region.addr, region.size)
+        seen = syscalls.outcome(locks.issue, calls, how, region.addr, region.size)
         counted = status.vmlck_pages() - before
         assert seen == "ENOMEM", "there is nothing to read in past the end"
         assert shape(region) == [(0, 6, "lo")], "all of it is lo"

@@ -5,6 +5,7 @@ import pytest
 
 from helpers import processes, syscalls
 from helpers.memory import MAPPING_KINDS, mapping
+from helpers.memory.locks import FLAGS, apply
 from helpers.observe import maps, pagemap, status
 from helpers.syscalls import MCL_CURRENT, MCL_ONFAULT
 
@@ -12,17 +13,6 @@ pytestmark = [
     pytest.mark.needs("lock:8", "smaps-flags"),
     pytest.mark.source("mlock2(2)", "commit b155b4fde5bd", "commit b0f205c2a308"),
 ]
-
-MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
-
-
-def act(region, way):
-    if way == "mlock":
-        syscalls.mlock(region.addr, region.size)
-    elif way == "onfault":
-        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
-    else:
-        syscalls.munlock(region.addr, region.size)
 
 
 def layout(region):
@@ -44,11 +34,11 @@ def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
     """mlock of memory locked on fault takes lf from it, leaves VmLck and the number of VMAs as
     they were, and brings every page in."""
     with mapping(kind, 8) as region:
-        act(region, "onfault")
+        apply(region, "onfault")
         before = status.vmlck_pages()
         assert layout(region) == [(0, 8, "lo lf")], "locked on fault"
         assert pagemap.present_count(region.addr, 8) == 0, "pages mapped by the lock on fault"
-        act(region, "mlock")
+        apply(region, "mlock")
         assert layout(region) == [(0, 8, "lo")], "locked at once"
         assert flags(region) == {"lo"}, "VmFlags: no lf in any name"
         assert status.vmlck_pages() == before, "VmLck counts each page once"
@@ -62,20 +52,20 @@ def test_lock_on_fault_of_fully_locked_memory_sets_lf_and_keeps_pages(kind):
     """mlock2(MLOCK_ONFAULT) of locked memory adds lf, leaves VmLck and the number of VMAs as
     they were, and keeps every page mapped."""
     with mapping(kind, 8) as region:
-        act(region, "mlock")
+        apply(region, "mlock")
         before = status.vmlck_pages()
-        act(region, "onfault")
+        apply(region, "onfault")
         assert layout(region) == [(0, 8, "lo lf")], "locked on fault"
         assert status.vmlck_pages() == before, "VmLck counts each page once"
         assert pagemap.present_count(region.addr, 8) == 8, "pages stay mapped"
-        act(region, "munlock")
+        apply(region, "munlock")
         assert layout(region) == [(0, 8, "")], "munlock takes both marks"
         assert flags(region) == set(), "VmFlags: neither lo nor lf in any name"
 
 
 @pytest.mark.share_process
-@pytest.mark.parametrize("new", list(MARK))
-@pytest.mark.parametrize("old", list(MARK))
+@pytest.mark.parametrize("new", ["mlock", "onfault", "munlock"])
+@pytest.mark.parametrize("old", ["mlock", "onfault", "munlock"])
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 def test_part_takes_the_new_lock_and_the_rest_keeps_the_old(kind, old, new):
     """A call on the head, middle or tail of a VMA gives that part the lock it asks for,
@@ -85,21 +75,25 @@ def test_part_takes_the_new_lock_and_the_rest_keeps_the_old(kind, old, new):
         region.touch()
         unlocked = status.vmlck_pages()
         for first, end in ((2, 5), (0, 3), (5, 8)):
-            act(region, old)
-            assert layout(region) == [(0, 8, MARK[old])], "one VMA to begin with"
-            act(region.sub(first, end - first), new)
-            want = [(0, 8, MARK[old])]
+            apply(region, old)
+            assert layout(region) == [(0, 8, FLAGS[old])], "one VMA to begin with"
+            apply(region.sub(first, end - first), new)
+            want = [(0, 8, FLAGS[old])]
             if new != old:
-                want = [(0, first, MARK[old]), (first, end, MARK[new]), (end, 8, MARK[old])]
+                want = [
+                    (0, first, FLAGS[old]),
+                    (first, end, FLAGS[new]),
+                    (end, 8, FLAGS[old]),
+                ]
             want = [run for run in want if run[0] < run[1]]
             assert layout(region) == want, f"pages {first} to {end} changed"
             locked = sum(b - a for a, b, mark in want if mark)
             assert status.vmlck_pages() - unlocked == locked, f"VmLck with {first} to {end} changed"
-            act(region, new)
-            assert layout(region) == [(0, 8, MARK[new])], "the rest changed too: one VMA"
+            apply(region, new)
+            assert layout(region) == [(0, 8, FLAGS[new])], "the rest changed too: one VMA"
 
 
-@pytest.mark.parametrize("new", list(MARK))
+@pytest.mark.parametrize("new", ["mlock", "onfault", "munlock"])
 def test_range_over_all_kinds_of_lock_becomes_uniform(new):
     """One call over unlocked, fully locked and on-fault memory gives all of it the lock asked
     for, as one VMA, and counts each page once."""
@@ -112,15 +106,15 @@ def test_range_over_all_kinds_of_lock_becomes_uniform(new):
             ("mlock", "onfault", "munlock", "mlock"),
         ):
             for i, way in enumerate(pattern):
-                act(region.sub(2 * i, 2), way)
+                apply(region.sub(2 * i, 2), way)
             inner = region.sub(1, 6)
-            act(inner, new)
-            ends = (MARK[pattern[0]], MARK[pattern[-1]])
-            want = [(1, 7, MARK[new])]
+            apply(inner, new)
+            ends = (FLAGS[pattern[0]], FLAGS[pattern[-1]])
+            want = [(1, 7, FLAGS[new])]
             # The outermost pages keep their lock, and are in the same VMA where it is equal.
-            want = [(0, 7, MARK[new])] if ends[0] == MARK[new] else [(0, 1, ends[0]), *want]
-            if ends[1] == MARK[new]:
-                want[-1] = (want[-1][0], 8, MARK[new])
+            want = [(0, 7, FLAGS[new])] if ends[0] == FLAGS[new] else [(0, 1, ends[0]), *want]
+            if ends[1] == FLAGS[new]:
+                want[-1] = (want[-1][0], 8, FLAGS[new])
             else:
                 want.append((7, 8, ends[1]))
             assert layout(region) == want, f"{new} over {pattern}"
@@ -134,8 +128,8 @@ def after_all(steps):
     ``steps``: flags for mlockall, or None for munlockall, called in turn.
     """
     with mapping("private", 9) as region:
-        act(region.sub(3, 3), "mlock")
-        act(region.sub(6, 3), "onfault")
+        apply(region.sub(3, 3), "mlock")
+        apply(region.sub(6, 3), "onfault")
         for step in steps:
             if step is None:
                 syscalls.munlockall()

@@ -8,6 +8,7 @@ import pytest
 
 from helpers import memory, processes, syscalls
 from helpers.memory import mapping
+from helpers.memory.locks import FLAGS, apply
 from helpers.observe import maps, status
 from helpers.syscalls import (
     MAP_ANONYMOUS,
@@ -27,17 +28,7 @@ pytestmark = [
     pytest.mark.source("mm/mlock.c apply_vma_lock_flags"),
 ]
 
-MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
 by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
-
-
-def act(region, way):
-    if way == "mlock":
-        syscalls.mlock(region.addr, region.size)
-    elif way == "onfault":
-        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
-    else:
-        syscalls.munlock(region.addr, region.size)
 
 
 def pieces(region):
@@ -87,19 +78,19 @@ def test_lock_reaches_every_vma_of_its_range(count, way):
         before = status.vmlck_pages()
         last = 2 * count
         for first, end in ((1, last - 1), (0, last - 1), (1, last), (0, last), (2, last)):
-            act(region.sub(first, end - first), way)
-            want = cut(vmas, first, end, MARK[way], "")
+            apply(region.sub(first, end - first), way)
+            want = cut(vmas, first, end, FLAGS[way], "")
             assert pieces(region) == want, f"pages {first} to {end} locked"
             assert busy(region) == list(range(first, end)), "pages that msync finds locked"
             assert status.vmlck_pages() - before == end - first, f"VmLck of {first} to {end}"
-            act(region, way)
-            assert pieces(region) == cut(vmas, 0, last, MARK[way], ""), "all locked"
-            act(region.sub(first, end - first), "munlock")
-            want = cut(vmas, first, end, "", MARK[way])
+            apply(region, way)
+            assert pieces(region) == cut(vmas, 0, last, FLAGS[way], ""), "all locked"
+            apply(region.sub(first, end - first), "munlock")
+            want = cut(vmas, first, end, "", FLAGS[way])
             assert pieces(region) == want, f"pages {first} to {end} unlocked"
             left = last - (end - first)
             assert status.vmlck_pages() - before == left, f"VmLck less {first} to {end}"
-            act(region, "munlock")
+            apply(region, "munlock")
             assert pieces(region) == cut(vmas, 0, last, "", ""), "all unlocked: the first VMAs"
         syscalls.mprotect(region.addr, region.size, PROT_RW)
         assert pieces(region) == [(0, last, "rw-p", "")], "one VMA with equal permissions again"
@@ -147,12 +138,12 @@ def test_lock_reaches_vmas_of_every_kind(way):
     that lie side by side, and one munlock unmarks them; permissions and offsets stay."""
     with assorted() as (region, rows):
         before = status.vmlck_pages()
-        act(region, way)
+        apply(region, way)
         seen = maps.pieces(region.addr, region.end, PAGE)
-        assert seen == marked(rows, MARK[way]), "all seven locked"
+        assert seen == marked(rows, FLAGS[way]), "all seven locked"
         assert busy(region) == list(range(14)), "pages that msync finds locked"
         assert status.vmlck_pages() - before == 14, "VmLck of all"
-        act(region, "munlock")
+        apply(region, "munlock")
         seen = maps.pieces(region.addr, region.end, PAGE)
         assert seen == marked(rows, ""), "all seven unlocked"
         assert busy(region) == [], "no page that msync finds locked"
@@ -215,11 +206,11 @@ def test_range_whose_vmas_merge_under_way_succeeds(way):
             region.touch()
             for page, letter in enumerate(pattern):
                 if letter == "x":
-                    act(region.sub(page, 1), way)
-            assert syscalls.outcome(act, region, way) == "ok", f"{way} over {pattern}"
-            assert pieces(region) == [(0, 8, "rw-p", MARK[way])], f"one VMA after {pattern}"
+                    apply(region.sub(page, 1), way)
+            assert syscalls.outcome(apply, region, way) == "ok", f"{way} over {pattern}"
+            assert pieces(region) == [(0, 8, "rw-p", FLAGS[way])], f"one VMA after {pattern}"
             for page, letter in enumerate(pattern):
                 if letter == "x":
-                    act(region.sub(page, 1), "munlock")
-            assert syscalls.outcome(act, region, "munlock") == "ok", f"munlock over {pattern}"
+                    apply(region.sub(page, 1), "munlock")
+            assert syscalls.outcome(apply, region, "munlock") == "ok", f"munlock over {pattern}"
             assert pieces(region) == [(0, 8, "rw-p", "")], f"one VMA unlocked after {pattern}"

@@ -7,6 +7,7 @@ import pytest
 
 from helpers import memory, syscalls
 from helpers.memory import layouts, mapping
+from helpers.memory.locks import FLAGS, apply
 from helpers.observe import maps, status
 from helpers.syscalls import (
     MAP_ANONYMOUS,
@@ -24,18 +25,8 @@ pytestmark = [
     pytest.mark.claim("W12"),
 ]
 
-MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
 by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
 by_kind = pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "file-shared"])
-
-
-def act(region, way):
-    if way == "mlock":
-        syscalls.mlock(region.addr, region.size)
-    elif way == "onfault":
-        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
-    else:
-        syscalls.munlock(region.addr, region.size)
 
 
 def layout(region):
@@ -54,7 +45,7 @@ def test_lock_next_to_a_locked_part_extends_it(kind, way):
     between two, makes one VMA with it; the unlocked rest is never in it."""
     with mapping(kind, 8) as region:
         region.touch()
-        mark = MARK[way]
+        mark = FLAGS[way]
         for first, end, shape in (
             (2, 3, [(0, 2, ""), (2, 3, mark), (3, 8, "")]),
             (3, 4, [(0, 2, ""), (2, 4, mark), (4, 8, "")]),
@@ -65,7 +56,7 @@ def test_lock_next_to_a_locked_part_extends_it(kind, way):
             (5, 7, [(0, 1, ""), (1, 8, mark)]),
             (0, 1, [(0, 8, mark)]),
         ):
-            act(region.sub(first, end - first), way)
+            apply(region.sub(first, end - first), way)
             assert layout(region) == shape, f"pages {first} to {end} locked in addition"
             assert number(region) == len(shape), f"lines of maps after pages {first} to {end}"
 
@@ -76,7 +67,7 @@ def test_unlock_next_to_an_unlocked_part_extends_it(kind):
     between, and leaves the locked rest locked."""
     with mapping(kind, 8) as region:
         region.touch()
-        act(region, "mlock")
+        apply(region, "mlock")
         for first, end, shape in (
             (2, 3, [(0, 2, "lo"), (2, 3, ""), (3, 8, "lo")]),
             (3, 4, [(0, 2, "lo"), (2, 4, ""), (4, 8, "lo")]),
@@ -86,7 +77,7 @@ def test_unlock_next_to_an_unlocked_part_extends_it(kind):
             (4, 6, [(0, 1, "lo"), (1, 8, "")]),
             (0, 1, [(0, 8, "")]),
         ):
-            act(region.sub(first, end - first), "munlock")
+            apply(region.sub(first, end - first), "munlock")
             assert layout(region) == shape, f"pages {first} to {end} unlocked in addition"
             assert number(region) == len(shape), f"lines of maps after pages {first} to {end}"
 
@@ -99,13 +90,13 @@ def test_different_locks_never_merge(kind, order):
     whatever order they lie or were locked."""
     with mapping(kind, 6) as region:
         region.touch()
-        want = [(2 * i, 2 * i + 2, MARK[way]) for i, way in enumerate(order)]
+        want = [(2 * i, 2 * i + 2, FLAGS[way]) for i, way in enumerate(order)]
         for turns in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
             for i in turns:
-                act(region.sub(2 * i, 2), order[i])
+                apply(region.sub(2 * i, 2), order[i])
             assert layout(region) == want, f"three VMAs, made in the order {turns}"
             assert number(region) == 3, f"three lines of maps, made in the order {turns}"
-            act(region, "munlock")
+            apply(region, "munlock")
             assert layout(region) == [(0, 6, "")], "one VMA when all is unlocked"
 
 
@@ -115,11 +106,11 @@ def test_lock_that_is_there_already_splits_nothing():
     with mapping("private", 8) as region:
         region.touch()
         for way in ("munlock", "mlock", "onfault"):
-            act(region, way)
-            act(region.sub(2, 3), way)
-            act(region.sub(0, 1), way)
-            act(region.sub(7, 1), way)
-            assert layout(region) == [(0, 8, MARK[way])], f"one VMA after {way} of parts"
+            apply(region, way)
+            apply(region.sub(2, 3), way)
+            apply(region.sub(0, 1), way)
+            apply(region.sub(7, 1), way)
+            assert layout(region) == [(0, 8, FLAGS[way])], f"one VMA after {way} of parts"
             assert number(region) == 1, f"one line of maps after {way} of parts"
 
 
@@ -133,10 +124,10 @@ def test_file_neighbours_with_a_gap_in_offset_stay_apart():
         syscalls.mmap(region.at(6), 2 * PAGE, PROT_RW, how | MAP_LOCKED, fd, 13 * PAGE)
         want = [(0, 3, "rw-s", 0, ""), (3, 6, "rw-s", 10, ""), (6, 8, "rw-s", 13, "lo")]
         assert maps.pieces(region.addr, region.end, PAGE) == want, "three VMAs to begin with"
-        act(region, "mlock")
+        apply(region, "mlock")
         want = [(0, 3, "rw-s", 0, "lo"), (3, 8, "rw-s", 10, "lo")]
         assert maps.pieces(region.addr, region.end, PAGE) == want, "offsets decide"
-        act(region, "munlock")
+        apply(region, "munlock")
         want = [(0, 3, "rw-s", 0, ""), (3, 8, "rw-s", 10, "")]
         assert maps.pieces(region.addr, region.end, PAGE) == want, "offsets decide when unlocked"
 
@@ -146,16 +137,16 @@ def test_lock_merges_only_pages_of_one_anon_vma():
     """Untouched private memory merges on its unlock with a neighbour that has pages; parts that
     were each faulted in while apart stay apart."""
     with mapping("private", 8) as region:
-        act(region.sub(0, 4), "onfault")
+        apply(region.sub(0, 4), "onfault")
         # The other way round, only since 6.16 (list_is_singular() of an empty chain is false).
         syscalls.memset(region.at(4), 1, PAGE)
-        act(region.sub(0, 4), "munlock")
+        apply(region.sub(0, 4), "munlock")
         assert layout(region) == [(0, 8, "")], "the neighbour had pages: one VMA"
         syscalls.munmap(region.addr, region.size)
         syscalls.mmap(region.addr, region.size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED)
-        act(region.sub(0, 4), "onfault")
+        apply(region.sub(0, 4), "onfault")
         region.touch()
-        act(region.sub(0, 4), "munlock")
+        apply(region.sub(0, 4), "munlock")
         assert layout(region) == [(0, 4, ""), (4, 8, "")], "both had pages: two VMAs"
 
 
@@ -166,10 +157,10 @@ def test_new_mapping_in_a_hole_of_equal_lock_merges(way):
     how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
     with mapping("private", 8) as region:
         region.touch()
-        act(region, way)
+        apply(region, way)
         before = status.vmlck_pages()
         layouts.unmap_pages(region, 3, 2)
-        mark = MARK[way]
+        mark = FLAGS[way]
         assert layout(region) == [(0, 3, mark), (5, 8, mark)], "the hole"
         syscalls.mmap(region.at(3), 2 * PAGE, PROT_RW, how | MAP_LOCKED)
         filled = [(0, 8, "lo")] if way == "mlock" else [(0, 3, mark), (3, 5, "lo"), (5, 8, mark)]
@@ -225,9 +216,9 @@ def test_plain_mapping_over_locked_memory_is_unlocked():
         for way in ("mlock", "onfault"):
             syscalls.mmap(region.addr, region.size, PROT_RW, how)
             before = status.vmlck_pages()
-            act(region, way)
+            apply(region, way)
             syscalls.mmap(region.at(3), 2 * PAGE, PROT_RW, how)
-            want = [(0, 3, MARK[way]), (3, 5, ""), (5, 8, MARK[way])]
+            want = [(0, 3, FLAGS[way]), (3, 5, ""), (5, 8, FLAGS[way])]
             assert layout(region) == want, f"the new mapping after {way}"
             assert status.vmlck_pages() - before == 6, f"VmLck without it after {way}"
 
@@ -236,9 +227,9 @@ def test_plain_mapping_over_locked_memory_is_unlocked():
 def test_unmapping_the_middle_leaves_two_locked_vmas(way):
     """munmap of the middle of a locked VMA leaves both sides with their lock and offset."""
     with mapping("memfd-shared", 8) as region:
-        act(region, way)
+        apply(region, way)
         before = status.vmlck_pages()
         layouts.unmap_pages(region, 2, 3)
-        want = [(0, 2, "rw-s", 0, MARK[way]), (5, 8, "rw-s", 5, MARK[way])]
+        want = [(0, 2, "rw-s", 0, FLAGS[way]), (5, 8, "rw-s", 5, FLAGS[way])]
         assert maps.pieces(region.addr, region.end, PAGE) == want, "both sides"
         assert before - status.vmlck_pages() == 3, "VmLck less three pages"

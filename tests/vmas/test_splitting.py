@@ -10,6 +10,7 @@ import pytest
 
 from helpers import memory, syscalls
 from helpers.memory import MAPPING_KINDS, layouts, mapping
+from helpers.memory.locks import FLAGS, apply
 from helpers.observe import maps, status
 from helpers.syscalls import PAGE
 
@@ -22,21 +23,10 @@ pytestmark = [
 PAGES = 8
 FIRST = 3
 """Page of the file at which the mapping begins, so that offset 0 cannot pass for right."""
-MARK = {"mlock": "lo", "mlock2": "lo", "onfault": "lo lf", "munlock": ""}
 PLACES = {"head": (0, 3), "tail": (5, 8), "middle": (2, 6), "one page": (4, 5)}
 
 by_kind = pytest.mark.parametrize("kind", MAPPING_KINDS)
 by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
-
-
-def act(region, way):
-    """mlock, mlock2(0), mlock2(MLOCK_ONFAULT) or munlock of the region."""
-    if way == "mlock":
-        syscalls.mlock(region.addr, region.size)
-    elif way == "munlock":
-        syscalls.munlock(region.addr, region.size)
-    else:
-        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT if way == "onfault" else 0)
 
 
 @contextmanager
@@ -97,12 +87,12 @@ def test_lock_of_part_splits_and_its_unlock_merges(kind, way):
         assert len(whole) == 1, "one VMA to begin with"
         for place, (first, end) in PLACES.items():
             part = region.sub(first, end - first)
-            runs = around(first, end, MARK[way], "")
-            act(part, way)
+            runs = around(first, end, FLAGS[way], "")
+            apply(part, way)
             assert seen(region) == expected(kind, *runs), f"split at the {place}"
             assert backing(region) == whole * len(runs), f"maps counts the pieces of the {place}"
             assert status.vmlck_pages() - before == part.pages, f"VmLck of the {place}"
-            act(part, "munlock")
+            apply(part, "munlock")
             assert seen(region) == expected(kind, (0, PAGES, "")), f"{place} unlocked: one VMA"
             assert backing(region) == whole, f"maps has one line again after the {place}"
             assert status.vmlck_pages() == before, f"VmLck after unlocking the {place}"
@@ -118,19 +108,19 @@ def test_unlock_of_part_splits_and_unlock_of_rest_merges(kind, way):
         whole, before = backing(region), status.vmlck_pages()
         for place, (first, end) in PLACES.items():
             part = region.sub(first, end - first)
-            runs = around(first, end, "", MARK[way])
-            act(region, way)
-            assert seen(region) == expected(kind, (0, PAGES, MARK[way])), f"before the {place}"
-            act(part, "munlock")
+            runs = around(first, end, "", FLAGS[way])
+            apply(region, way)
+            assert seen(region) == expected(kind, (0, PAGES, FLAGS[way])), f"before the {place}"
+            apply(part, "munlock")
             assert seen(region) == expected(kind, *runs), f"unlocked at the {place}"
             assert backing(region) == whole * len(runs), f"maps counts the pieces of the {place}"
             left = PAGES - part.pages
             assert status.vmlck_pages() - before == left, f"VmLck less the {place}"
-            act(part, way)
-            assert seen(region) == expected(kind, (0, PAGES, MARK[way])), f"{place} locked again"
+            apply(part, way)
+            assert seen(region) == expected(kind, (0, PAGES, FLAGS[way])), f"{place} locked again"
             assert status.vmlck_pages() - before == PAGES, f"VmLck with the {place} again"
-            act(part, "munlock")
-            act(region, "munlock")
+            apply(part, "munlock")
+            apply(region, "munlock")
             assert seen(region) == expected(kind, (0, PAGES, "")), f"rest unlocked ({place})"
             assert status.vmlck_pages() == before, f"VmLck with all unlocked ({place})"
 
@@ -152,16 +142,16 @@ def test_file_pages_stay_in_place_when_locks_split(kind):
                 syscalls.memset(r.at(page), FIRST + page, PAGE)
         # On fault, so that populating cannot fill pages before they have been split off.
         for first, end in ((2, 6), (3, 4), (0, 1), (7, 8)):
-            act(r.sub(first, end - first), "onfault")
-        act(r.sub(4, 1), "munlock")
+            apply(r.sub(first, end - first), "onfault")
+        apply(r.sub(4, 1), "munlock")
         want = [(0, 1, "lo lf"), (1, 2, ""), (2, 4, "lo lf"), (4, 5, ""), (5, 6, "lo lf")]
         want += [(6, 7, ""), (7, 8, "lo lf")]
         assert maps.layout(r) == want, "seven pieces"
         numbers = bytes(range(FIRST, FIRST + PAGES))
         assert r.first_bytes() == numbers, "each page holds its own number"
-        act(r, "mlock")
+        apply(r, "mlock")
         assert r.first_bytes() == numbers, "each page holds its own number when all is locked"
-        act(r, "munlock")
+        apply(r, "munlock")
         assert r.first_bytes() == numbers, "each page holds its own number when all is unlocked"
 
 
@@ -171,11 +161,11 @@ def test_locks_of_single_pages_split_off_one_vma_each(way):
     each with both its neighbours, until one VMA is left."""
     with backed("private") as region:
         for page in range(1, PAGES, 2):
-            act(region.sub(page, 1), way)
-        model = ["", MARK[way]] * (PAGES // 2)
+            apply(region.sub(page, 1), way)
+        model = ["", FLAGS[way]] * (PAGES // 2)
         assert seen(region) == expected("private", *runs_of(model)), "a VMA for every page"
         for page in (3, 7, 1, 5):
-            act(region.sub(page, 1), "munlock")
+            apply(region.sub(page, 1), "munlock")
             model[page] = ""
             assert seen(region) == expected("private", *runs_of(model)), f"page {page} unlocked"
         assert backing(region) == [("00:00", 0, "")], "one VMA in the end"
@@ -204,10 +194,10 @@ def test_vmas_follow_model_of_pages_through_random_locks(kind, seed):
         for step in range(60):
             start = rng.randrange(region.size)
             size = rng.randint(1, region.size - start)
-            way = rng.choice(list(MARK))
-            act(memory.Region(region.addr + start, size), way)
+            way = rng.choice(list(FLAGS))
+            apply(memory.Region(region.addr + start, size), way)
             first, end = start // PAGE, -(-(start + size) // PAGE)
-            model[first:end] = [MARK[way]] * (end - first)
+            model[first:end] = [FLAGS[way]] * (end - first)
             did = f"seed {seed} step {step}: {way} of bytes {start} to {start + size}"
             assert seen(region) == expected(kind, *runs_of(model)), f"the VMAs after {did}"
             locked = PAGES - model.count("")
@@ -227,8 +217,8 @@ def test_split_that_ends_in_a_hole_stays_at_the_hole():
             (1, 4, "lo"),
             (5, 8, ""),
         ], "locked up to the hole"
-        act(region.sub(0, 4), "mlock")
-        act(region.sub(5, 3), "mlock")
+        apply(region.sub(0, 4), "mlock")
+        apply(region.sub(5, 3), "mlock")
         assert syscalls.outcome(syscalls.munlock, region.at(2), 5 * PAGE) == "ENOMEM", (
             "hole in the range"
         )

@@ -5,6 +5,7 @@ import pytest
 
 from helpers import memory, syscalls
 from helpers.memory import MAPPING_KINDS, layouts, mapping
+from helpers.memory.locks import FLAGS, apply
 from helpers.observe import maps, pagemap, status
 from helpers.syscalls import (
     MREMAP_DONTUNMAP,
@@ -21,19 +22,9 @@ pytestmark = [
     pytest.mark.source("mm/mprotect.c", "mm/mremap.c", "mm/madvise.c", "mseal(2)"),
 ]
 
-MARK = {"mlock": "lo", "onfault": "lo lf", "munlock": ""}
 PLACES = ((2, 5), (0, 3), (5, 8), (0, 8))
 by_way = pytest.mark.parametrize("way", ["mlock", "onfault"])
 by_kind = pytest.mark.parametrize("kind", MAPPING_KINDS)
-
-
-def act(region, way):
-    if way == "mlock":
-        syscalls.mlock(region.addr, region.size)
-    elif way == "onfault":
-        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
-    else:
-        syscalls.munlock(region.addr, region.size)
 
 
 def layout(region):
@@ -67,19 +58,19 @@ def test_mprotect_of_part_keeps_lock_on_every_piece(kind, way, prot, rwx):
     restored it is one locked VMA again."""
     with mapping(kind, 8) as region:
         region.touch()
-        act(region, way)
+        apply(region, way)
         before = status.vmlck_pages()
         for first, end in PLACES:
             syscalls.mprotect(region.at(first), (end - first) * PAGE, prot)
             runs = [(0, first, "rw-"), (first, end, rwx), (end, 8, "rw-")]
             runs = [run for run in runs if run[0] < run[1]]
-            assert seen(region) == split(kind, runs, MARK[way]), f"pages {first} to {end}"
+            assert seen(region) == split(kind, runs, FLAGS[way]), f"pages {first} to {end}"
             assert status.vmlck_pages() == before, f"VmLck with pages {first} to {end} changed"
             syscalls.mprotect(region.at(first), (end - first) * PAGE, PROT_RW)
-            whole = split(kind, [(0, 8, "rw-")], MARK[way])
+            whole = split(kind, [(0, 8, "rw-")], FLAGS[way])
             assert seen(region) == whole, f"pages {first} to {end} restored"
             assert status.vmlck_pages() == before, f"VmLck with pages {first} to {end} restored"
-        act(region, "munlock")
+        apply(region, "munlock")
         assert layout(region) == [(0, 8, "")], "one unlocked VMA"
 
 
@@ -88,8 +79,8 @@ def test_mprotect_across_locks_keeps_each_as_it_is():
     none of them another's lock; equal permissions do not merge them."""
     with mapping("private", 9) as region:
         region.touch()
-        act(region.sub(0, 3), "mlock")
-        act(region.sub(3, 3), "onfault")
+        apply(region.sub(0, 3), "mlock")
+        apply(region.sub(3, 3), "onfault")
         before = status.vmlck_pages()
         syscalls.mprotect(region.at(1), 7 * PAGE, PROT_READ)
         assert seen(region) == [
@@ -122,15 +113,15 @@ def test_madvise_that_splits_keeps_the_lock(way, advice, undo):
     was; the advice undone, it is one VMA."""
     with mapping("private", 8) as region:
         region.touch()
-        act(region, way)
+        apply(region, way)
         before = status.vmlck_pages()
-        mark = MARK[way]
+        mark = FLAGS[way]
         syscalls.madvise(region.at(2), 3 * PAGE, advice)
         assert layout(region) == [(0, 2, mark), (2, 5, mark), (5, 8, mark)], "three pieces"
-        act(region.sub(1, 6), "munlock")
+        apply(region.sub(1, 6), "munlock")
         want = [(0, 1, mark), (1, 2, ""), (2, 5, ""), (5, 7, ""), (7, 8, mark)]
         assert layout(region) == want, "unlocked across the advised part"
-        act(region, way)
+        apply(region, way)
         syscalls.madvise(region.at(2), 3 * PAGE, undo)
         assert layout(region) == [(0, 8, mark)], "one VMA with the advice undone"
         assert status.vmlck_pages() == before, "VmLck as before"
@@ -145,16 +136,16 @@ def test_mremap_takes_the_lock_along(kind, way):
     with mapping(kind, 20) as region:
         source = region.sub(0, 8)
         source.touch(0x77)
-        act(source, way)
+        apply(source, way)
         before = status.vmlck_pages()
         layouts.unmap_pages(region, 8, 12)
         syscalls.mremap(source.addr, source.size, source.size, MREMAP_MAYMOVE | MREMAP_FIXED,
                     region.at(11))  # fmt: skip
         perms = "rw-s" if kind.endswith("shared") else "rw-p"
-        assert seen(region) == [(11, 19, perms, 0, MARK[way])], "moved with its lock"
+        assert seen(region) == [(11, 19, perms, 0, FLAGS[way])], "moved with its lock"
         assert status.vmlck_pages() == before, "VmLck as before the move"
         assert region.sub(11, 8).first_bytes() == b"\x77" * 8, "contents moved along"
-        act(region.sub(11, 8), "munlock")
+        apply(region.sub(11, 8), "munlock")
         assert layout(region) == [(11, 19, "")], "unlocked at the new place"
         assert before - status.vmlck_pages() == 8, "VmLck less the pages"
 
@@ -168,11 +159,11 @@ def test_mremap_of_part_keeps_the_lock_on_both(kind, way):
     with mapping(kind, 16) as region:
         region.touch()
         layouts.unmap_pages(region, 8, 8)
-        act(region.sub(0, 8), way)
+        apply(region.sub(0, 8), way)
         before = status.vmlck_pages()
         how = MREMAP_MAYMOVE | MREMAP_FIXED
         syscalls.mremap(region.at(2), 3 * PAGE, 3 * PAGE, how, region.at(10))
-        mark = MARK[way]
+        mark = FLAGS[way]
         found = maps.smaps(low=region.addr, high=region.end)
         where = [((v.start - region.addr) // PAGE, v.size // PAGE, v.lock) for v in found]
         assert where == [(0, 2, mark), (5, 3, mark), (10, 3, mark)], "three locked pieces"
@@ -195,8 +186,8 @@ def test_mremap_grows_and_shrinks_with_the_lock(kind, way):
         region.sub(0, 8).touch()
         layouts.unmap_pages(region, 8, 16)
         before = status.vmlck_pages()
-        act(region.sub(0, 8), way)
-        mark = MARK[way]
+        apply(region.sub(0, 8), way)
+        mark = FLAGS[way]
         new = 0 if way == "onfault" else 2
         assert syscalls.mremap(region.addr, 8 * PAGE, 10 * PAGE) == region.addr, "grown in place"
         assert layout(region) == [(0, 10, mark)], "the growth is locked"
@@ -213,20 +204,20 @@ def test_mremap_grows_and_shrinks_with_the_lock(kind, way):
 
 
 @pytest.mark.share_process
-@pytest.mark.parametrize("target", list(MARK))
-@pytest.mark.parametrize("source", list(MARK))
+@pytest.mark.parametrize("target", ["mlock", "onfault", "munlock"])
+@pytest.mark.parametrize("source", ["mlock", "onfault", "munlock"])
 def test_mremap_over_a_mapping_brings_the_sources_lock(source, target):
     """mremap onto an existing mapping replaces its lock by that of the source, and takes the
     replaced pages out of VmLck; neighbours of the target keep theirs."""
     with mapping("private", 10) as region:
         region.touch()
         before = status.vmlck_pages()
-        act(region.sub(0, 2), source)
-        act(region.sub(4, 6), target)
+        apply(region.sub(0, 2), source)
+        apply(region.sub(4, 6), target)
         syscalls.mremap(
             region.addr, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, region.at(6)
         )
-        old, new = MARK[target], MARK[source]
+        old, new = FLAGS[target], FLAGS[source]
         want = [None, None, "", "", old, old, new, new, old, old]
         assert locks(region) == want, "lock of every page"
         locked = (2 if new else 0) + (4 if old else 0)
@@ -240,10 +231,10 @@ def test_dontunmap_moves_the_mark(way):
     one mapped with neither lo nor lf."""
     with mapping("private", 16) as region:
         region.touch()
-        act(region.sub(0, 4), way)
+        apply(region.sub(0, 4), way)
         how = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
         syscalls.mremap(region.addr, 4 * PAGE, 4 * PAGE, how, region.at(8))
-        assert locks(region) == [""] * 8 + [MARK[way]] * 4 + [""] * 4, "lock of every page"
+        assert locks(region) == [""] * 8 + [FLAGS[way]] * 4 + [""] * 4, "lock of every page"
 
 
 @pytest.mark.deviation("dontunmap-strips-lock")
@@ -253,8 +244,8 @@ def test_dontunmap_of_part_leaves_the_rest_marked(way):
     rest of the old mapping stays locked."""
     with mapping("private", 16) as region:
         region.touch()
-        mark = MARK[way]
-        act(region.sub(0, 6), way)
+        mark = FLAGS[way]
+        apply(region.sub(0, 6), way)
         how = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
         syscalls.mremap(region.at(2), 2 * PAGE, 2 * PAGE, how, region.at(8))
         want = [mark, mark, "", "", mark, mark, "", "", mark, mark, "", "", "", "", "", ""]
@@ -267,7 +258,7 @@ def test_remap_file_pages_keeps_the_lock():
     """remap_file_pages of a page of a locked shared mapping makes it a VMA of its own, at
     another offset and still locked; VmLck stays."""
     with mapping("memfd-shared", 6) as region:
-        act(region, "mlock")
+        apply(region, "mlock")
         before = status.vmlck_pages()
         syscalls.syscall("remap_file_pages", region.at(1), PAGE, 0, 4, 0)
         assert seen(region) == [
@@ -287,9 +278,9 @@ def test_guard_pages_take_the_mark_like_others():
         before = status.vmlck_pages()
         syscalls.madvise(region.at(3), 2 * PAGE, syscalls.MADV_GUARD_INSTALL)
         for way, answer in (("mlock", "ENOMEM"), ("munlock", "ok"), ("onfault", "ok")):
-            assert syscalls.outcome(act, region, way) == answer, f"{way} over guard pages"
-            assert layout(region) == [(0, 8, MARK[way])], f"one VMA after {way}"
-            counted = 8 if MARK[way] else 0
+            assert syscalls.outcome(apply, region, way) == answer, f"{way} over guard pages"
+            assert layout(region) == [(0, 8, FLAGS[way])], f"one VMA after {way}"
+            counted = 8 if FLAGS[way] else 0
             assert status.vmlck_pages() - before == counted, f"VmLck after {way}"
 
 
@@ -306,12 +297,12 @@ def test_sealed_memory_can_be_locked_and_unlocked_in_part():
     syscalls.syscall("mseal", region.addr, region.size, 0)
     before = status.vmlck_pages()
     for way in ("mlock", "onfault"):
-        mark = MARK[way]
-        act(region.sub(2, 3), way)
+        mark = FLAGS[way]
+        apply(region.sub(2, 3), way)
         assert layout(region) == [(0, 2, ""), (2, 5, mark), (5, 8, "")], f"split by {way}"
-        act(region, way)
+        apply(region, way)
         assert layout(region) == [(0, 8, mark)], f"merged by {way}"
-        act(region.sub(0, 3), "munlock")
+        apply(region.sub(0, 3), "munlock")
         assert layout(region) == [(0, 3, ""), (3, 8, mark)], f"split by munlock after {way}"
         for call, *args in (
             (syscalls.munmap, region.at(4), PAGE),
@@ -321,6 +312,6 @@ def test_sealed_memory_can_be_locked_and_unlocked_in_part():
             assert syscalls.outcome(call, *args) == "EPERM", "sealed"
         assert layout(region) == [(0, 3, ""), (3, 8, mark)], "as before the refused calls"
         assert status.vmlck_pages() - before == 5, f"VmLck after {way}"
-        act(region, "munlock")
+        apply(region, "munlock")
         assert layout(region) == [(0, 8, "")], f"merged by munlock after {way}"
     assert status.vmlck_pages() == before, "VmLck when all is unlocked"

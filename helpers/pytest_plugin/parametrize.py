@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+"""``pytest.mark.parametrize`` over the tables that cases share, with their ids."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers import syscalls
+from helpers.memory import MAPPING_KINDS, locks
+
+
+def by_method(*methods: locks.LockMethod) -> pytest.MarkDecorator:
+    """``method``: each of these ways to lock a range (default: all of them)."""
+    chosen = methods or tuple(locks.METHODS[name] for name in locks.CALLS)
+    return pytest.mark.parametrize("method", chosen, ids=[m.id for m in chosen])
+
+
+def by_call() -> pytest.MarkDecorator:
+    """``how``: each call that locks a range, for :func:`helpers.memory.locks.issue`."""
+    return pytest.mark.parametrize("how", list(locks.CALLS.values()), ids=list(locks.CALLS))
+
+
+def by_kind(*kinds: str) -> pytest.MarkDecorator:
+    """``kind``: each of these kinds of mapping (default: all of them)."""
+    return pytest.mark.parametrize("kind", kinds or MAPPING_KINDS)
+
+
+def by_entry_point() -> pytest.MarkDecorator:
+    """``calls``: the system calls by number, and the C library's wrappers of them."""
+    return pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
