@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from helpers.report.files import InvalidResult
 from helpers.report.ktap import one_line, printable
+from helpers.report.renamed import ids_of
 from helpers.report.result import Result
 from helpers.report.verdicts import Verdict
 
@@ -100,11 +101,12 @@ class Matrix:
         self.columns.append(column)
         words: dict[str, str] = {}
         for row in result.rows():
-            place = self.places.setdefault(row.id, len(self.places))
-            column.put(place, _NUMBERS[row.verdict], row.duration)
-            if row.reason:
-                reason = one_line(row.reason)[:200]
-                column.reasons[place] = words.setdefault(reason, reason)
+            for name in ids_of(row.id):
+                place = self.places.setdefault(name, len(self.places))
+                column.put(place, _NUMBERS[row.verdict], row.duration)
+                if row.reason:
+                    reason = one_line(row.reason)[:200]
+                    column.reasons[place] = words.setdefault(reason, reason)
 
     @property
     def labels(self) -> list[str]:

@@ -392,3 +392,19 @@ def test_thousand_results_compare_within_bounds(tmp_path):
     assert "1000 of 1000 behaviours have one verdict everywhere" in told
     assert used.ru_maxrss < 500_000, "kB"
     assert used.ru_utime + used.ru_stime < 10, "seconds of CPU"
+
+
+def test_result_of_an_earlier_suite_is_compared_by_the_ids_of_today(tmp_path):
+    """A renamed case is not lost, and one that hid variants stands for each of them."""
+    table = json.loads((ROOT / "helpers/report/renamed.json").read_text())
+    (case, variants), *_ = table["cases"].items()
+    (file, now), *_ = table["files"].items()
+    rows = {"a": {"id": case}, "b": {"id": f"{file}::test"}}
+    old = made(tmp_path / "a.json", {"a": V, "b": V}, **rows)
+    rows = {n: {"id": n} for n in [*variants, f"{now}::test"]}
+    new = made(tmp_path / "b.json", dict.fromkeys(rows, V), **rows)
+    assert "no verdict changed" in report("compare", old, new).stdout
+    bad = made(tmp_path / "c.json", dict.fromkeys(rows, V) | {variants[-1]: F}, **rows)
+    done = report("compare", old, bad)
+    assert done.returncode == 1
+    assert variants[-1] in done.stdout
