@@ -15,7 +15,6 @@ import signal
 import struct
 import traceback
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeVar
 
 import psutil
@@ -234,6 +233,16 @@ class Child:
             _, self._status = os.waitpid(self.pid, 0)
         return self._status
 
+    def end_by(self, way: str) -> None:
+        """Have its memory go by ``exec`` (of cat), ``exit``, or else SIGKILL."""
+        if way == "exec":
+            self.exec("cat")
+        elif way == "exit":
+            self.start(os._exit, 0)
+            self.wait()
+        else:
+            self.kill(signal.SIGKILL)
+
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Send a signal and wait for the end: the wait status."""
         if self._status is None:
@@ -260,9 +269,7 @@ class Child:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
+        *_: object,
     ) -> None:
         self.kill()
         os.close(self._answers)

@@ -14,7 +14,6 @@ import os
 import resource
 import struct
 from collections.abc import Callable
-from types import TracebackType
 
 from helpers import syscalls
 from helpers.machine.timeouts import Deadline, scaled
@@ -181,9 +180,7 @@ class StubProcess:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
+        *_: object,
     ) -> None:
         self.kill()
         os.close(self._answers)

@@ -2,7 +2,6 @@
 """PG_mlocked and PG_unevictable, page by page, over the life of a lock."""
 
 import os
-import signal
 
 import pytest
 
@@ -156,13 +155,8 @@ def test_end_of_the_only_lock_unmarks_pages_that_live_on(end):
                 child.call(syscalls.munmap, region.addr, region.size)
             elif end == "munlockall":
                 child.call(syscalls.munlockall)
-            elif end == "exec":
-                child.exec("cat")
-            elif end == "exit":
-                child.start(os._exit, 0)
-                child.wait()
             else:
-                child.kill(signal.SIGKILL)
+                child.end_by(end)
             assert seen(region) == ["-"] * PAGES, "no lock is left, and no mark"
 
 

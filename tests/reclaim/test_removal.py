@@ -2,7 +2,6 @@
 """Taking locked pages away: truncation, holes, unmapping and death leave no page mlocked."""
 
 import os
-import signal
 
 import pytest
 
@@ -81,13 +80,8 @@ def test_locked_pages_are_not_left_mlocked_by_the_end_of_their_mapping(kind, end
                 )
             except OSError:
                 pytest.skip("needs MADV_DONTNEED_LOCKED: a kernel from 5.18 on")
-        elif end == "exec":
-            child.exec("cat")
-        elif end == "exit":
-            child.start(os._exit, 0)
-            child.wait()
         else:
-            child.kill(signal.SIGKILL)
+            child.end_by(end)
         if end in {"munmap", "DONTNEED"}:
             child.call(lru_batches.mlock_drain_local)
         assert marked(frames) == 0, "no frame is mlocked"
