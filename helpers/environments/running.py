@@ -170,9 +170,9 @@ def said(behaviour: CaseResult) -> str:
 
 @contextmanager
 def recording() -> Iterator[journal.ChangeJournal]:
-    """A run of the janitor's, that puts the machine back if this process dies.
+    """A run of the cleanup process's, that puts the machine back if this process dies.
 
-    Raises janitor.NoStateFolder.
+    Raises NoJournalFolder.
     """
     made = journal.ChangeJournal.begin()
     try:

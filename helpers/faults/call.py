@@ -30,20 +30,20 @@ READS = ("read", "pread64")
 
 @dataclass(frozen=True)
 class ReadFilter:
-    """A lie about what is read from certain files; ``files`` matches their whole path."""
+    """An effect on what is read from certain files; ``files`` matches their whole path."""
 
     files: re.Pattern[str]
-    lie: Effect
+    effect: Effect
 
     def __call__(self, call: Call) -> Generator[None, int, None] | None:
-        return self.lie(call)
+        return self.effect(call)
 
 
 CHILD, SIGNAL, END = "child", "signal", "end"
 """Not calls: a process has been forked and has not run yet; a signal is about to arrive; a thread
 is ending and has its memory still (the argument is its wait status)."""
 _ADVICE = (syscalls.MADV_DONTNEED_LOCKED, syscalls.MADV_POPULATE_READ, syscalls.MADV_POPULATE_WRITE)
-"""Advice by which pages are dropped and faulted in, 5.18 and 5.14: a lie needs it."""
+"""Advice by which pages are dropped and faulted in, 5.18 and 5.14: an effect needs it."""
 TOP = 1 << 56
 """Above every user address."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The process that lies: it holds a case and its descendants by ptrace, call by call.
+"""The process that injects faults: it traces a case and its descendants by ptrace, call by call.
 
 A worker of pytest starts one supervisor. For each case it is told the process, the faults,
 and whether to act or only to note which of them would have.
@@ -48,11 +48,13 @@ _F_DUPFD, _F_DUPFD_CLOEXEC = 0, 1030
 class Supervisor:
     """The loop of the supervising process over one case."""
 
-    def __init__(self, lies: Mapping[str, Sequence[tuple[str, Effect]]], dry: bool) -> None:
-        self.lies, self.dry = lies, dry
-        self.options = ptrace.OPTIONS | (ptrace.TRACE_EXIT if END in lies else 0)
-        self.names = {ptrace.call_number(n): n for n in lies if n not in (CHILD, SIGNAL, END)}
-        self.files = {lie.files for _, lie in lies.get("read", ()) if isinstance(lie, ReadFilter)}
+    def __init__(self, effects: Mapping[str, Sequence[tuple[str, Effect]]], dry: bool) -> None:
+        self.effects, self.dry = effects, dry
+        self.options = ptrace.OPTIONS | (ptrace.TRACE_EXIT if END in effects else 0)
+        self.names = {ptrace.call_number(n): n for n in effects if n not in (CHILD, SIGNAL, END)}
+        self.files = {
+            effect.files for _, effect in effects.get("read", ()) if isinstance(effect, ReadFilter)
+        }
         self.names[ptrace.call_number("ptrace")] = "ptrace"
         if self.files:
             self.names[ptrace.call_number("openat")] = "openat"
@@ -139,7 +141,7 @@ class Supervisor:
             else:
                 self._go_on(task)
         else:
-            if SIGNAL in self.lies:
+            if SIGNAL in self.effects:
                 stop = SyscallStop(self, task, SIGNAL, [number])
                 self._tell(stop)
                 number = 0 if stop.swallowed else number
@@ -186,17 +188,17 @@ class Supervisor:
     def _tell(self, stop: SyscallStop) -> list[PendingEffect]:
         """Show a stop to every fault that wants it; those to be resumed by its result."""
         left: list[PendingEffect] = []
-        for fault, lie in self.lies.get(stop.name, ()):
+        for fault, effect in self.effects.get(stop.name, ()):
             if self.dry and fault in self.acted:
                 continue  # that it can act in this case is all there is to note
-            if isinstance(lie, ReadFilter) and not lie.files.fullmatch(opened(stop)):
+            if isinstance(effect, ReadFilter) and not effect.files.fullmatch(opened(stop)):
                 continue
             call = Call(stop, fault, self.dry)
             try:
-                telling = lie(call)
-                if telling is not None:
-                    next(telling)
-                    left.append((fault, telling))
+                steps = effect(call)
+                if steps is not None:
+                    next(steps)
+                    left.append((fault, steps))
             except (OSError, LookupError, ValueError) as error:
                 self._problem(fault, stop, error)
             except StopIteration:
@@ -229,14 +231,14 @@ class Supervisor:
             task.waiting = (stop, [])
             self._go_on(task)
             return
-        telling = self._tell(stop)
+        steps = self._tell(stop)
         if stop.changed:
             for index, value in stop.changed.items():
                 values[machine.args[index]] = value
             ptrace.set_registers(task.tid, values)
         if stop.answer is not None:
             ptrace.set_number(task.tid, -1)
-        task.waiting = (stop, telling) if telling or stop.changed or stop.answer is not None else (
+        task.waiting = (stop, steps) if steps or stop.changed or stop.answer is not None else (
             None
         )  # fmt: skip
         self._go_on(task)
@@ -245,7 +247,7 @@ class Supervisor:
         if task.waiting is None:
             ptrace.ptrace(ptrace.CONT, task.tid)
             return
-        (stop, telling), task.waiting = task.waiting, None
+        (stop, steps), task.waiting = task.waiting, None
         machine = ptrace.register_layout()
         values = ptrace.registers(task.tid)
         word = values[machine.result]
@@ -259,9 +261,9 @@ class Supervisor:
             if (stop.args[0] == ptrace.DETACH and done) or (stop.args[0] in _TAKES and not done):
                 self._take_again(stop.args[1])
         stop.memo = {k: v for k, v in stop.memo.items() if k in ("file", "sets", "capable")}
-        for fault, lie in telling:
+        for fault, effect in steps:
             try:
-                lie.send(stop.result)
+                effect.send(stop.result)
             except StopIteration:
                 pass
             except (OSError, LookupError, ValueError) as error:
@@ -298,7 +300,7 @@ class Supervisor:
         stop.said = moved
 
     # Cases that trace a process themselves: no process has two tracers, so ours lets go of it
-    # for as long as the case holds it (it stands still then, and makes no call to lie about).
+    # for as long as the case holds it (it stands still then, and makes no call to change).
 
     def _release(self, tid: int) -> None:
         task = self.tasks.get(tid)
@@ -428,7 +430,7 @@ _REFUSED = (
 # The supervisor as a service: one process, one case after the other.
 
 
-def serve(where: socket.socket, lies: Callable[[Iterable[str]], Any]) -> None:
+def serve(where: socket.socket, effects: Callable[[Iterable[str]], Any]) -> None:
     """Answer requests (pid, faults, dry) until the other end closes; never returns."""
     own = where.fileno()
     os.closerange(3, own)
@@ -437,7 +439,7 @@ def serve(where: socket.socket, lies: Callable[[Iterable[str]], Any]) -> None:
         signal.signal(number, signal.SIG_IGN)
     while request := where.recv(1 << 20):
         asked = json.loads(request)
-        one = Supervisor(lies(asked["faults"]), asked["dry"])
+        one = Supervisor(effects(asked["faults"]), asked["dry"])
         try:
             ptrace.ptrace(ptrace.SEIZE, asked["pid"], 0, one.options)
         except (OSError, TraceeExited) as error:

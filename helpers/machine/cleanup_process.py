@@ -35,7 +35,7 @@ _ATTEMPTS = 20
 
 
 def stale_runs(problems: list[str]) -> Iterator[ChangeJournal]:
-    """Runs whose owner and janitor are both gone, each held against other cleaners while it is
+    """Runs whose owner and cleanup process are gone, each held against other cleaners while it is
     handled. What carries a run's name and is not a run's folder goes to ``problems``."""
     try:
         folders = sorted(state_root().iterdir())
@@ -76,7 +76,7 @@ def _owner_lives(folder: Path) -> bool:
 
 @contextmanager
 def _claim(folder: Path) -> Iterator[bool]:
-    """Hold a run's lock for the block: False where its janitor, or another cleaner, does."""
+    """Hold a run's lock for the block: False where another cleaner does."""
     path = folder / LOCK
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -134,7 +134,7 @@ def _begin(pid: int, started: int) -> tuple[ChangeJournal, int]:
 
 
 def main(pid: int, started: int) -> int:
-    """The janitor: wait for the owner's end, then undo. SIGKILL: the owner did it itself."""
+    """The cleanup process: wait for the owner's end, then undo. SIGKILL: it did it itself."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     try:

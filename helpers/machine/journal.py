@@ -3,7 +3,7 @@
 
 Whatever a run is about to change is first written down as a *record*, one small JSON file in a
 folder only its owner can write (``/run/memlock-tests/RUN/``). Whoever finishes with a change
-undoes it and drops the record. The janitor, a process in a session of its own, waits for the
+undoes it and drops the record. The cleanup process, in a session of its own, waits for the
 controlling process to end, in whatever way, and undoes what is still recorded, newest first.
 If it was killed too, the next run finds the folder without a living owner and does the same.
 
@@ -90,13 +90,13 @@ class ChangeJournal:
 
     @classmethod
     def begin(cls) -> ChangeJournal:
-        """A new run owned by this process, with its janitor waiting. Raises OSError.
+        """A new run owned by this process, with its cleanup process waiting. Raises OSError.
 
-        The janitor makes the folder: from then on somebody is there to remove it.
+        The cleanup process makes the folder: from then on somebody is there to remove it.
         """
         state_root()  # says why not
         pid = os.getpid()
-        janitor = subprocess.Popen(
+        cleaner = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
@@ -111,24 +111,24 @@ class ChangeJournal:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        assert janitor.stdout is not None
-        said = os.fsdecode(janitor.stdout.readline()).rstrip("\n")
-        janitor.stdout.close()
+        assert cleaner.stdout is not None
+        said = os.fsdecode(cleaner.stdout.readline()).rstrip("\n")
+        cleaner.stdout.close()
         if not said.startswith("/"):
-            janitor.wait()
-            raise NoJournalFolder(0, said or "the janitor did not start")
+            cleaner.wait()
+            raise NoJournalFolder(0, said or "the cleanup process did not start")
         run = cls(Path(said))
-        run._janitor = janitor
+        run._cleaner = cleaner
         return run
 
-    _janitor: subprocess.Popen[bytes]
+    _cleaner: subprocess.Popen[bytes]
     _held = -1
 
     def end(self) -> list[str]:
-        """Undo what is still recorded, end the janitor, remove the folder: what went wrong."""
+        """Undo what is still recorded, end the cleanup process, remove the folder: what failed."""
         problems = self.undo()
-        self._janitor.kill()  # it heeds nothing less: what ends a whole group must not end it
-        self._janitor.wait()
+        self._cleaner.kill()  # it heeds nothing less: what ends a whole group must not end it
+        self._cleaner.wait()
         self.remove()
         return problems
 
@@ -263,4 +263,4 @@ class ChangeJournal:
             self.folder.parent.rmdir()
 
 
-_OURS = re.compile(r"janitor\.lock|owner\.json|settings|\.(owner|\d{20}-\d+)\.json\.\d+")
+_OURS = re.compile(r"cleanup\.lock|owner\.json|settings|\.(owner|\d{20}-\d+)\.json\.\d+")

@@ -2,7 +2,7 @@
 """File systems mounted for one process alone: gone with it, however it ends.
 
 Each mount lies in a mount namespace of the case's own, loop devices clear themselves
-(``LO_FLAGS_AUTOCLEAR``, mount(8) ``-o loop``), so there is nothing for the janitor.
+(``LO_FLAGS_AUTOCLEAR``, mount(8) ``-o loop``), so there is nothing for the cleanup process.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-OWNER, LOCK = "owner.json", "janitor.lock"
+OWNER, LOCK = "owner.json", "cleanup.lock"
 
 
 def printable_line(text: str) -> str:

@@ -109,9 +109,9 @@ class CallGenerator:
         return self.one(script.ADVICE if kind == "advice" else script.MSYNC)
 
 
-def _name(dice: random.Random, pair: Lockstep) -> str:
+def _name(rng: random.Random, pair: Lockstep) -> str:
     while True:
-        name = dice.choices(list(CALL_WEIGHTS), list(CALL_WEIGHTS.values()))[0]
+        name = rng.choices(list(CALL_WEIGHTS), list(CALL_WEIGHTS.values()))[0]
         if name == "fork" and len(pair.spaces) > 1:
             continue
         if name == "exit" and len(pair.spaces) == 1:
@@ -132,15 +132,15 @@ class Result:
 
 def sequence(seed: str, steps: int, start: Sequence[Call] = ()) -> tuple[int, int]:
     """One sequence on a fresh machine: (steps, calls left out as unfit). Raises Divergence."""
-    dice = random.Random(seed)
-    chooser = CallGenerator(dice.randrange)
+    rng = random.Random(seed)
+    chooser = CallGenerator(rng.randrange)
     done = unfit = 0
     with executor.fresh(observation.marks_readable()) as machine:
         pair = Lockstep.of(machine)
         for call in start:
             pair.step(call)
         while done < steps:
-            call = chooser.call(_name(dice, pair), pair.space.top)
+            call = chooser.call(_name(rng, pair), pair.space.top)
             try:
                 if script.parse_line(str(call)) is None:
                     continue

@@ -69,8 +69,8 @@ class LockerProcesses:
 @contextmanager
 def lockers(region: Region, count: int) -> Iterator[LockerProcesses]:
     """``count`` forked processes that have locked the region. Raises OSError if one may not."""
-    crowd = LockerProcesses(region, count)
+    lockers = LockerProcesses(region, count)
     try:
-        yield crowd
+        yield lockers
     finally:
-        crowd.exit(len(crowd.pids))
+        lockers.exit(len(lockers.pids))

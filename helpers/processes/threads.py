@@ -34,13 +34,13 @@ def run_threads(
     failures: list[BaseException] = []
 
     def work(index: int, worker: ThreadBody) -> None:
-        dice = random.Random(f"{seed}:{index}")
+        rng = random.Random(f"{seed}:{index}")
         try:
             if pinned:
                 keep_to_cpu(index)
             barrier.wait()
             for _ in range(rounds):
-                worker(dice)
+                worker(rng)
         except BaseException as error:
             failures.append(error)
 
@@ -58,10 +58,10 @@ def run_threads(
         raise failures[0]
 
 
-def random_part(region: Region, dice: random.Random) -> tuple[int, int]:
+def random_part(region: Region, rng: random.Random) -> tuple[int, int]:
     """Address and length of some pages of the region, from the first byte of the first on."""
-    first = dice.randrange(region.pages)
-    pages = dice.randint(1, region.pages - first)
+    first = rng.randrange(region.pages)
+    pages = rng.randint(1, region.pages - first)
     return region.at(first), pages * syscalls.PAGE
 
 

@@ -28,7 +28,7 @@ from helpers.syscalls import ptrace, seccomp
 
 SHORTEST, TIMES = 1.5, 3
 """A case under a fault may take so many seconds and so many times what it took under supervision
-without a lie: who hangs has noticed."""
+without a fault: who hangs has detected it."""
 ENOUGH = 0.8
 """Seconds of a case under faults. After that, once it was seen to fail, it meets those alone that
 are expected to break a case of its file: a tenth of the cases would take half of all the time."""
@@ -408,10 +408,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Gen
         for line in detection_matrix.lines(data):
             terminalreporter.write_line(line)
     elif name == NONE:
-        terminalreporter.write_line("fault none: every case was supervised, none was lied to")
+        terminalreporter.write_line("fault none: every case was supervised, none was changed")
     else:
         told = config.stash[acted_key].get(name, 0)
-        text = f"acted {told} times" if told else "never acted: no case made a call it lies about"
+        text = f"acted {told} times" if told else "never acted: no case made a call that it changes"
         terminalreporter.write_line(f"fault {name} ({catalogue.FAULTS[name].statement}): {text}")
     for line in config.stash[problems_key]:
         terminalreporter.write_line(f"the fault could not be told: {line}")

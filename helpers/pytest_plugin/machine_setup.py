@@ -2,7 +2,7 @@
 """Memory pressure for cases: set up once by the controlling process, handed down by name.
 
 The swap area and the place for cgroups are made only if a collected case needs them. Each is
-recorded with the janitor first, and the machine is compared with itself at the end.
+recorded with the cleanup process first, and the machine is compared with itself at the end.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _begin(config: pytest.Config) -> ReclaimSetup:
         run = journal.ChangeJournal.begin()
     except OSError as error:
         lacking = {
-            name: _missing(name, "no safe folder for the janitor's records", str(error),
+            name: _missing(name, "no safe folder for the cleanup process's records", str(error),
                            "run as root with a writable /run")
             for name in NAMES
         }  # fmt: skip
@@ -205,7 +205,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     changed = made.run.settings() if made is not None else None
     try:
         config.stash[stack_key].close()
-    except (OSError, ValueError) as error:  # its record stays: the janitor has a try of its own
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # its record stays for the cleanup process
         problems.append(str(error))
     if made is not None and changed is not None and before_key in config.stash:
         lines, config.stash[notes_key] = state.diff(

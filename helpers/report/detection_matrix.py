@@ -10,7 +10,7 @@
      "cells": {NAME: {OUTCOME: [PLACE IN cases]}},
      "problems": [TEXT]}
 
-``baseline`` is the verdict under the supervisor without a lie (``held``, ``deviates``,
+``baseline`` is the verdict under the supervisor without a fault (``held``, ``deviates``,
 ``failed``, ``not verified``); only the first is run under faults: a case that deviates is broken
 by the kernel itself. ``seconds`` is what all runs of a case took. ``cells`` has the pairs in
 which the fault would have acted: ``noticed``, ``missed``, ``inconclusive``, ``unreached`` (it
@@ -50,7 +50,7 @@ CELLS = {"failed": DETECTED, "passed": UNDETECTED, "skipped": INCONCLUSIVE}
 
 
 def baseline(reports: Sequence[Any]) -> str:
-    """What a case came to without a lie."""
+    """What a case came to without a fault."""
     if any(r.failed for r in reports):
         return "failed"
     if any(hasattr(r, "wasxfail") for r in reports):

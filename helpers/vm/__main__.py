@@ -66,7 +66,7 @@ def config_from_args(options: argparse.Namespace, theirs: tuple[str, ...]) -> Gu
 
 def jobs(
     names: Sequence[str],
-    wish: GuestConfig,
+    config: GuestConfig,
     source: PackageCache,
     options: argparse.Namespace,
     scratch: Path,
@@ -74,24 +74,24 @@ def jobs(
     """Make every kernel ready before the first boots: what is missing is told at once."""
     if options.virtme:
         trees = [virtme.tree(name, source) for name in names]
-        return [(t.label, functools.partial(virtme.run, t, wish)) for t in trees]
+        return [(t.label, functools.partial(virtme.run, t, config)) for t in trees]
     kernels = [prepare_kernel(name, source, Path(tempfile.mkdtemp(dir=scratch))) for name in names]
     for kernel in kernels:
         if not options.fetch_only:
             require_qemu(kernel.arch)
-        ensure_rootfs(wish.userland, kernel.arch, source)
-    return [(k.label, functools.partial(verify, k, wish, source)) for k in kernels]
+        ensure_rootfs(config.userland, kernel.arch, source)
+    return [(k.label, functools.partial(verify, k, config, source)) for k in kernels]
 
 
-def verify(kernel: Kernel, wish: GuestConfig, source: PackageCache, out: Path) -> Outcome:
+def verify(kernel: Kernel, config: GuestConfig, source: PackageCache, out: Path) -> Outcome:
     """Run the suite on a kernel; once more if the guest broke before pytest had begun.
 
     Emulation loses a boot now and then, and some kernels do not take the short way in.
     """
-    outcome = run(kernel, wish, source, out)
+    outcome = run(kernel, config, source, out)
     if outcome.code == BROKEN and "pytest" not in outcome.marks and kernel.unpacked:
         status(f"{kernel.label}: {outcome.verdict}; trying its bzImage")
-        outcome = run(dataclasses.replace(kernel, unpacked=None), wish, source, out)
+        outcome = run(dataclasses.replace(kernel, unpacked=None), config, source, out)
     return outcome
 
 
@@ -102,20 +102,20 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         print("\n".join(f"debian:{suite}/{flavour}" for suite in SUITES for flavour in FLAVOURS))
         return 0
-    wish = config_from_args(options, theirs)
+    config = config_from_args(options, theirs)
     source = PackageCache(
         Cache(options.cache.expanduser().absolute()), options.mirror, options.refresh
     )
     with source.cache.scratch() as scratch:
-        todo = jobs(options.kernels, wish, source, options, scratch)
+        todo = jobs(options.kernels, config, source, options, scratch)
         if options.fetch_only:
             return 0
         results = (options.out or source.cache.root / "results").absolute()
         outcomes = []
         folders = []
         for number, (label, _) in enumerate(todo):
-            twin = sum(label == before for before, _ in todo[:number])
-            folders.append(results / (f"{label}-{twin + 1}" if twin else label))
+            earlier = sum(label == before for before, _ in todo[:number])
+            folders.append(results / (f"{label}-{earlier + 1}" if earlier else label))
         with contextlib.ExitStack() as stack:
             for folder in folders:
                 stack.enter_context(claimed(folder))

@@ -39,10 +39,10 @@ DEFAULT_KERNEL_PARAMETERS = "secretmem.enable=y proc_mem.force_override=always"
 memory by /proc/PID/mem (CONFIG_PROC_MEM_*, 6.12 on). Others pass over it."""
 
 
-def parameters(wish: GuestConfig) -> str:
+def parameters(config: GuestConfig) -> str:
     """Kernel parameters of every guest, however it is booted; the caller's come last, and win."""
-    pages = "" if wish.hugepages is None else f"hugepages={wish.hugepages}"
-    return " ".join(filter(None, (DEFAULT_KERNEL_PARAMETERS, pages, wish.append)))
+    pages = "" if config.hugepages is None else f"hugepages={config.hugepages}"
+    return " ".join(filter(None, (DEFAULT_KERNEL_PARAMETERS, pages, config.append)))
 
 
 def parse_size(size: str) -> int:

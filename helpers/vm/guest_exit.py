@@ -50,7 +50,7 @@ def unwritten(out: Path | None, error: OSError) -> str:
 
 
 def classify_exit(
-    label: str, console: Console, late: str, wish: GuestConfig, errors: str, status: int | None
+    label: str, console: Console, late: str, config: GuestConfig, errors: str, status: int | None
 ) -> Outcome:
     """Tell a failing case (pytest's code) from a guest that broke (70).
 
@@ -76,7 +76,7 @@ def classify_exit(
     if panic:
         outcome.verdict = f"the guest panicked {where}: {panic[-1].decode(errors='replace')[:160]}"
     elif late == "init":
-        outcome.verdict = f"the guest never reached its /init within {wish.boot_timeout:.0f} s"
+        outcome.verdict = f"the guest never reached its /init within {config.boot_timeout:.0f} s"
         if not console.tail:
             outcome.verdict += (
                 "; nothing on its console: the kernel wants drivers for a serial console "
@@ -85,7 +85,7 @@ def classify_exit(
     elif late:
         silent = time.monotonic() - console.last
         outcome.verdict = (
-            f"the guest ran out of time ({wish.timeout:.0f} s, --timeout) {where}, "
+            f"the guest ran out of time ({config.timeout:.0f} s, --timeout) {where}, "
             f"silent for the last {silent:.0f} s"
         )
     elif status and not console.marks:

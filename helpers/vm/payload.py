@@ -66,24 +66,28 @@ def suite_files(suite: Path) -> Iterator[str]:
 
 
 def write_suite(
-    wish: GuestConfig, kernel: Kernel, target: IO[bytes], code: PycCache | None, accel: str = "tcg"
+    config: GuestConfig,
+    kernel: Kernel,
+    target: IO[bytes],
+    code: PycCache | None,
+    accel: str = "tcg",
 ) -> None:
     """Append the last archive: the suite and what this run asks of the guest."""
     colour = sys.stdout.isatty()
     command = ["python3", "-m", "pytest", "-p", "memlock_guest"]
-    command += [*thorough_options("/results", "/var/tmp"), *wish.pytest]
-    if wish.user or wish.drop:
-        drop = ",".join(map(str, wish.drop))
-        command = ["python3", "-S", "/vm/launcher.py", wish.user, drop, *command]
+    command += [*thorough_options("/results", "/var/tmp"), *config.pytest]
+    if config.user or config.drop:
+        drop = ",".join(map(str, config.drop))
+        command = ["python3", "-S", "/vm/launcher.py", config.user, drop, *command]
     settings: dict[str, object] = {
-        "VM_CGROUP": wish.cgroup,
-        "VM_SWAP": wish.swap,
+        "VM_CGROUP": config.cgroup,
+        "VM_SWAP": config.swap,
         "VM_SWAP_SIZE": SWAP_SIZE,
-        "VM_DISK": wish.disk,
+        "VM_DISK": config.disk,
         "VM_FILES": "/var/tmp",
-        "VM_HUGEPAGES": "" if wish.hugepages is None else wish.hugepages,
+        "VM_HUGEPAGES": "" if config.hugepages is None else config.hugepages,
         "VM_PORT": kernel.arch.results,
-        "VM_AS": wish.user,
+        "VM_AS": config.user,
         "VM_TTY": "1" if colour else "",
     }
     exports = {
@@ -93,11 +97,11 @@ def write_suite(
     }
     lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
-    names = list(suite_files(wish.suite))
+    names = list(suite_files(config.suite))
     if code:
         code.prepare(
             {
-                f"/suite/{name}": wish.suite / name
+                f"/suite/{name}": config.suite / name
                 for name in names
                 if name.endswith(".py") and "\n" not in name and "\t" not in name
             }
@@ -110,6 +114,6 @@ def write_suite(
         cpio.file("vm/command", f"exec {shlex.join(command)}\n".encode())
         cpio.folder("suite")
         for name in names:
-            cpio.copy(wish.suite / name, f"suite/{name}")
+            cpio.copy(config.suite / name, f"suite/{name}")
             if code and name.endswith(".py"):
-                code.add(cpio, f"/suite/{name}", wish.suite / name)
+                code.add(cpio, f"/suite/{name}", config.suite / name)

@@ -25,22 +25,22 @@ from helpers.vm.rootfs import compiler_root
 
 
 def qemu_command(
-    kernel: Kernel, wish: GuestConfig, initrd: Path, results: Path, accel: str
+    kernel: Kernel, config: GuestConfig, initrd: Path, results: Path, accel: str
 ) -> list[str]:
     """Write the line that starts QEMU."""
     arch = kernel.arch
-    memory = parse_size(wish.memory or arch.memory)
+    memory = parse_size(config.memory or arch.memory)
     machine = list(arch.machine)
     if kernel.cpu:
         machine[-1] = kernel.cpu
     if accel == "kvm":
         machine[-1] = "host"
-    command = [arch.qemu, *machine, "-accel", accel, "-smp", str(wish.cpus), "-m", f"{memory}M"]
-    if wish.numa:
+    command = [arch.qemu, *machine, "-accel", accel, "-smp", str(config.cpus), "-m", f"{memory}M"]
+    if config.numa:
         half = memory // 2 // 256 * 256 if memory >= 512 else memory // 2
-        split = max(1, wish.cpus // 2)
+        split = max(1, config.cpus // 2)
         for node, size in enumerate((memory - half, half)):
-            cpus = (0, split - 1) if node == 0 else (split, wish.cpus - 1)
+            cpus = (0, split - 1) if node == 0 else (split, config.cpus - 1)
             which = f",cpus={cpus[0]}-{cpus[1]}" if cpus[0] <= cpus[1] else ""
             command += [
                 "-object",
@@ -54,7 +54,7 @@ def qemu_command(
         "-display", "none", "-no-reboot", "-nodefaults", "-serial", "stdio",
         *(part.format(results=results) for part in arch.extra),
         "-kernel", str(kernel.unpacked or kernel.image), "-initrd", str(initrd),
-        "-append", f"{append} {parameters(wish)}",
+        "-append", f"{append} {parameters(config)}",
     ]  # fmt: skip
 
 
@@ -114,19 +114,19 @@ TRIAL = b"#!/bin/busybox sh\nprintf '\\033_vm:init\\033\\\\\\n'\n/bin/busybox sl
 TRIAL_SECONDS = 20
 
 
-def choose_accel(kernel: Kernel, wish: GuestConfig, source: PackageCache) -> str:
+def choose_accel(kernel: Kernel, config: GuestConfig, source: PackageCache) -> str:
     """Say kvm where a trial boot shows that it works (a device node proves nothing), else tcg.
 
     The answer is kept until the host boots again. Raises :class:`Problem` where KVM is asked for
     and cannot be had.
     """
     usable = kernel.arch.debian == HOST and os.access("/dev/kvm", os.R_OK | os.W_OK)
-    if wish.accel == "kvm" and not usable:
+    if config.accel == "kvm" and not usable:
         raise VmError(
             "--accel kvm: /dev/kvm cannot be opened or is for another architecture; use --accel tcg"
         )
-    if wish.accel != "auto" or not usable:
-        return "tcg" if wish.accel == "auto" else wish.accel
+    if config.accel != "auto" or not usable:
+        return "tcg" if config.accel == "auto" else config.accel
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     kept = source.cache.root / "kvm"
     known = kept.read_text().split() if kept.exists() else []
@@ -137,9 +137,9 @@ def choose_accel(kernel: Kernel, wish: GuestConfig, source: PackageCache) -> str
         with initrd.open("wb") as stream, Cpio(stream) as cpio:
             cpio.folder("dev")
             cpio.device("dev/console", 5, 1)
-            cpio.copy(compiler_root(wish.userland, source) / "usr/bin/busybox", "bin/busybox")
+            cpio.copy(compiler_root(config.userland, source) / "usr/bin/busybox", "bin/busybox")
             cpio.file("init", TRIAL, 0o755)
-        command = qemu_command(kernel, wish, initrd, scratch / "results", "kvm")
+        command = qemu_command(kernel, config, initrd, scratch / "results", "kvm")
         with (
             open(os.devnull, "wb") as nowhere,
             Console(scratch / "console.log", nowhere) as console,

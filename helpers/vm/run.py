@@ -44,34 +44,34 @@ def require_qemu(arch: Arch) -> None:
         raise VmError(f"{arch.qemu} is not there: apt install {arch.package}")
 
 
-def run(kernel: Kernel, wish: GuestConfig, source: PackageCache, out: Path) -> Outcome:
+def run(kernel: Kernel, config: GuestConfig, source: PackageCache, out: Path) -> Outcome:
     """Boot a kernel, run the suite, bring the results home and judge how the guest ended.
 
     Raises :class:`Problem` where the guest could not be started.
     """
     require_qemu(kernel.arch)
-    base = ensure_rootfs(wish.userland, kernel.arch, source) / "base.cpio"
+    base = ensure_rootfs(config.userland, kernel.arch, source) / "base.cpio"
     started = time.monotonic()
     with source.cache.scratch() as scratch:
         initrd, results, errors = scratch / "initrd", scratch / "results.tar", scratch / "qemu.err"
-        accel = choose_accel(kernel, wish, source)
+        accel = choose_accel(kernel, config, source)
         source.cache.room(256)
         with initrd.open("wb") as stream:
             for part in (base, kernel.modules):
                 if part:
                     with part.open("rb") as handle:
                         shutil.copyfileobj(handle, stream, 1 << 20)
-            write_suite(wish, kernel, stream, pyc_cache(wish.userland, source), accel)
+            write_suite(config, kernel, stream, pyc_cache(config.userland, source), accel)
         prepare(out)
         results.touch()
         with (
             Console(out / "console.log", sys.stdout.buffer, started) as console,
-            Guest(qemu_command(kernel, wish, initrd, results, accel), errors) as guest,
+            Guest(qemu_command(kernel, config, initrd, results, accel), errors) as guest,
         ):
-            late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
+            late = guest.listen(console, {"init": config.boot_timeout, "end": config.timeout})
             status = guest.process.wait() if not late else None
         outcome = classify_exit(
-            kernel.label, console, late, wish, errors.read_text(errors="replace"), status
+            kernel.label, console, late, config, errors.read_text(errors="replace"), status
         )
         outcome.seconds = time.monotonic() - started
         outcome.folder = out

@@ -102,7 +102,7 @@ def _built_in(modules: Path, name: str) -> bool:
     return builtin.is_file() and f"/{name}.ko" in builtin.read_text()
 
 
-def run(kernel: VirtmeKernel, wish: GuestConfig, out: Path) -> Outcome:
+def run(kernel: VirtmeKernel, config: GuestConfig, out: Path) -> Outcome:
     """Boot a kernel on this host's files, run the suite and judge how the guest ended."""
     started = time.monotonic()
     out = out.resolve()
@@ -110,12 +110,14 @@ def run(kernel: VirtmeKernel, wish: GuestConfig, out: Path) -> Outcome:
     with (
         tempfile.TemporaryDirectory(dir=out, prefix=".vm-") as scratch,
         Console(out / "console.log", sys.stdout.buffer, started) as console,
-        Guest(command(kernel, wish, out, script(wish, out, Path(scratch))), path=_path()) as guest,
+        Guest(
+            command(kernel, config, out, script(config, out, Path(scratch))), path=_path()
+        ) as guest,
     ):
-        late = guest.listen(console, {"init": wish.boot_timeout, "end": wish.timeout})
+        late = guest.listen(console, {"init": config.boot_timeout, "end": config.timeout})
         status = guest.process.wait() if not late else None
     said = console.lines(1)
-    outcome = classify_exit(kernel.label, console, late, wish, said[0] if said else "", status)
+    outcome = classify_exit(kernel.label, console, late, config, said[0] if said else "", status)
     outcome.seconds = time.monotonic() - started
     outcome.folder = out
     if console.unwritten:
@@ -123,39 +125,41 @@ def run(kernel: VirtmeKernel, wish: GuestConfig, out: Path) -> Outcome:
     return outcome
 
 
-def script(wish: GuestConfig, out: Path, folder: Path) -> Path:
+def script(config: GuestConfig, out: Path, folder: Path) -> Path:
     """Write what the guest shall run; a file, for the kernel's command line is short."""
     settings: dict[str, object] = {
-        "VM_SWAP": wish.swap,
+        "VM_SWAP": config.swap,
         "VM_SWAP_SIZE": SWAP_SIZE,
-        "VM_DISK": wish.disk,
+        "VM_DISK": config.disk,
         "VM_FILES": FILES,
-        "VM_HUGEPAGES": "" if wish.hugepages is None else wish.hugepages,
+        "VM_HUGEPAGES": "" if config.hugepages is None else config.hugepages,
         "VM_INSIDE": INSIDE,
-        "VM_SUITE": wish.suite,
+        "VM_SUITE": config.suite,
         "VM_RESULTS": out,
     }
     lines = [f"{name}={shlex.quote(str(value))}" for name, value in settings.items()]
     lines.append(f"export CI=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={shlex.quote(str(INSIDE))}")
     if not sys.stdout.isatty():  # the guest's console is a terminal, what reads it may not be
         lines.append("export NO_COLOR=1")
-    lines.append(f"export {timeouts.VARIABLE}={multiplier(wish.accel)}")
-    config = folder / "config"
-    config.write_text("\n".join(lines) + "\n")
+    lines.append(f"export {timeouts.VARIABLE}={multiplier(config.accel)}")
+    settings_file = folder / "config"
+    settings_file.write_text("\n".join(lines) + "\n")
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "memlock_guest"]
-    pytest += [*thorough_options(str(out), FILES), *wish.pytest]
+    pytest += [*thorough_options(str(out), FILES), *config.pytest]
     written = folder / "command"
-    written.write_text(f"exec sh {shlex.join([str(INSIDE / 'virtme'), str(config), *pytest])}\n")
+    written.write_text(
+        f"exec sh {shlex.join([str(INSIDE / 'virtme'), str(settings_file), *pytest])}\n"
+    )
     return written
 
 
-def command(kernel: VirtmeKernel, wish: GuestConfig, out: Path, script: Path) -> list[str]:
+def command(kernel: VirtmeKernel, config: GuestConfig, out: Path, script: Path) -> list[str]:
     """Write the line that starts virtme-ng."""
-    memory = parse_size(wish.memory or ARCHES[HOST].memory)
+    memory = parse_size(config.memory or ARCHES[HOST].memory)
     line = [vng(), "-v", "-r", str(kernel.image), "--user", "root", "--force-9p"]
-    if wish.accel != "kvm":
+    if config.accel != "kvm":
         line.append("--disable-kvm")
-    line += ["--cpus", str(wish.cpus), "--memory", f"{memory}M", "--rwdir", str(out)]
-    if wish.numa:
+    line += ["--cpus", str(config.cpus), "--memory", f"{memory}M", "--rwdir", str(out)]
+    if config.numa:
         line += ["--numa", f"{memory // 2}M,cpus=0", "--numa", f"{memory // 2}M"]
-    return [*line, "--append", parameters(wish), "--exec", f"sh {script}"]
+    return [*line, "--append", parameters(config), "--exec", f"sh {script}"]

@@ -239,7 +239,7 @@ def test_meanwhile():
     )
     done = suite.run()
     if "changed by somebody else" not in done.stdout and os.geteuid():
-        pytest.skip("needs a folder for the janitor's records: run as root")
+        pytest.skip("needs a folder for the cleanup process's records: run as root")
     assert "not as it was found" not in done.stdout
     assert "changed by somebody else meanwhile: settings:" in done.stdout
     assert done.returncode == 0, done.stdout

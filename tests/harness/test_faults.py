@@ -77,7 +77,7 @@ def test_a_supervised_kernel_that_does_not_lie_is_all_green():
     done = suite_run("--inject-fault", "none", *cases)
     assert done.returncode == 0, done.stdout
     assert "failed" not in done.stdout.splitlines()[-1], done.stdout
-    assert "fault none: every case was supervised, none was lied to" in done.stdout
+    assert "fault none: every case was supervised, none was changed" in done.stdout
 
 
 LIED_TO = '''

@@ -177,14 +177,14 @@ def test_what_others_can_write_is_passed_over(run, tmp_path, which):
     assert folder.is_dir()
 
 
-@pytest.mark.parametrize("name", ["owner.json", "janitor.lock"])
+@pytest.mark.parametrize("name", ["owner.json", "cleanup.lock"])
 @pytest.mark.parametrize("kind", ["fifo", "socket", "folder", "link", "huge"])
 def test_broken_run_folder_is_passed_over(run, own, monkeypatch, name, kind):
     """Whatever stands in place of a run's owner or lock, that run is left as it is."""
     path = run.folder / name
     path.unlink(missing_ok=True)
     FILES[kind](path)
-    if (name, kind) == ("janitor.lock", "huge"):
+    if (name, kind) == ("cleanup.lock", "huge"):
         path.unlink()
         path.symlink_to(path.name)
     monkeypatch.setattr(cleanup_process, "state_root", lambda: run.folder.parent)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lies about VmLck, as it is shown and as it is kept."""
+"""Effects on VmLck, as it is shown and as it is kept."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def process_file(name: str) -> re.Pattern[str]:
 def show_vmlck(change: Callable[[Call, int, int], int]) -> Effect:
     """VmLck in status is another: a function of the call, the process and its kB."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         yield
         shown = call.shown
         call.write(call.args[1], renumber(call.data, _VMLCK, lambda kb: change(call, shown, kb)))
 
-    return ReadFilter(process_file("status"), lie)
+    return ReadFilter(process_file("status"), effect)
 
 
 def _kb_of(which: VmaPredicate) -> Callable[[Call, int, int], int]:
@@ -93,7 +93,7 @@ def one_page_less(call: Call, pid: int, kb: int) -> int:
 def miscounts(size: Callable[[Call, int, int], int]) -> Effect:
     """VmLck is wrong after the call by ``size(call, locked bytes before, after)``."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         low, high = _touched(call)
         before = call.locked_bytes(low, high)
         result = yield
@@ -104,7 +104,7 @@ def miscounts(size: Callable[[Call, int, int], int]) -> Effect:
             low, high = _touched(call)
             call.skew_vmlck(size(call, before, call.locked_bytes(low, high)))
 
-    return lie
+    return effect
 
 
 def _touched(call: Call) -> tuple[int, int]:

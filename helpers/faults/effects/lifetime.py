@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lies about what lasts: MCL_FUTURE, fork, exec, and the end of a process."""
+"""Effects on what lasts: MCL_FUTURE, fork, exec, and the end of a process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from helpers.faults.effects.conditions import EffectSteps, VmaPredicate, any_vma
 
 
 def follow_future(call: Call) -> EffectSteps:
-    """Remember MCL_FUTURE of an address space (for lies about what becomes of it)."""
+    """Remember MCL_FUTURE of an address space (for effects on what becomes of it)."""
     result = yield
     if result == 0:
         call.space.future = 0 if call.name == "munlockall" else call.args[0] & ~syscalls.MCL_CURRENT
@@ -85,11 +85,11 @@ def _parents_locks(call: Call, which: VmaPredicate) -> list[tuple[int, int, bool
 def child_locked(which: VmaPredicate = any_vma, only: int | None = None) -> Effect:
     """A forked child has its parent's locks."""
 
-    def lie(call: Call) -> None:
+    def effect(call: Call) -> None:
         for start, end, late in _parents_locks(call, which):
             call.run("mlock2", start, end - start, int(late) if only is None else only)
 
-    return lie
+    return effect
 
 
 def child_counted(call: Call) -> None:
@@ -101,11 +101,11 @@ def child_counted(call: Call) -> None:
 def child_copied(which: VmaPredicate) -> Effect:
     """A forked child gets its copies at once."""
 
-    def lie(call: Call) -> None:
+    def effect(call: Call) -> None:
         for start, end, _ in _parents_locks(call, which):
             call.run("madvise", start, end - start, syscalls.MADV_POPULATE_WRITE)
 
-    return lie
+    return effect
 
 
 def _child_of(call: Call) -> bool:

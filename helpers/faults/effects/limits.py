@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lies about RLIMIT_MEMLOCK and CAP_IPC_LOCK."""
+"""Effects on RLIMIT_MEMLOCK and CAP_IPC_LOCK."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def lifted(when: CallPredicate, extra: int | None = None) -> Effect:
     With ``extra``, only if the limit lacks no more than so many bytes; else up to the hard one.
     """
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         soft, hard = call.limit
         if soft == -1 or call.capable or not when(call):
             return
@@ -36,7 +36,7 @@ def lifted(when: CallPredicate, extra: int | None = None) -> Effect:
         if again >= 0:
             call.say(again)
 
-    return lie
+    return effect
 
 
 def lifted_unlocked(call: Call) -> EffectSteps:
@@ -57,7 +57,7 @@ def lifted_unlocked(call: Call) -> EffectSteps:
 def full_refused(name: str) -> Effect:
     """A lock that reaches the limit exactly is refused."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         result = yield
         soft = call.limit[0]
         reached = (
@@ -72,7 +72,7 @@ def full_refused(name: str) -> Effect:
         elif reached and call.name == "mremap" and call.args[2] > call.args[1]:
             call.set_error(name)
 
-    return lie
+    return effect
 
 
 def relock_counted(call: Call) -> None:
@@ -106,12 +106,12 @@ def _vmlck(process: TraceeProcess) -> int:
 def bound_capable(name: str, when: CallPredicate) -> Effect:
     """CAP_IPC_LOCK does not help beyond the limit."""
 
-    def lie(call: Call) -> None:
+    def effect(call: Call) -> None:
         soft = call.limit[0]
         if soft != -1 and call.capable and when(call):
             call.fail(name)
 
-    return lie
+    return effect
 
 
 def refused_partly(call: Call) -> EffectSteps:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lies when reclaim is driven."""
+"""Effects when reclaim is driven."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _drives(call: Call) -> bool:
 def under_pressure(which: VmaPredicate = any_vma) -> Effect:
     """When reclaim is driven, locked memory loses its protection behind everybody's back."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         if not _drives(call):
             return
         own: list[maps.Vma] = []
@@ -50,7 +50,7 @@ def under_pressure(which: VmaPredicate = any_vma) -> Effect:
                 call.run("madvise", vma.start, vma.size, syscalls.MADV_PAGEOUT)
             call.say(call.again())
 
-    return lie
+    return effect
 
 
 def held_under_pressure(call: Call) -> EffectSteps:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lies about a call itself: refused, pretended, its arguments or its result changed, undone."""
+"""Effects on a call itself: refused, skipped, its arguments or its result changed, undone."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from helpers.syscalls import PAGE
 def fail_with(name: str, when: CallPredicate = always) -> Effect:
     """The call fails and is not made."""
 
-    def lie(call: Call) -> None:
+    def effect(call: Call) -> None:
         if when(call):
             call.fail(name)
 
-    return lie
+    return effect
 
 
 def skip_returning(when: CallPredicate = always, value: int = 0) -> Effect:
     """The call returns success and is not made."""
 
-    def lie(call: Call) -> None:
+    def effect(call: Call) -> None:
         if when(call):
             call.give(value)
 
-    return lie
+    return effect
 
 
 def replace(index: int, change: Callable[[int], int], when: CallPredicate = always) -> Effect:
     """An argument is another."""
 
-    def lie(call: Call) -> None:
+    def effect(call: Call) -> None:
         if when(call):
             call.change(index, change(call.args[index]))
 
-    return lie
+    return effect
 
 
 def clear_bits(index: int, mask: int, when: CallPredicate = always) -> Effect:
@@ -131,7 +131,7 @@ def to_vma_end(call: Call) -> None:
 def substitute_result(old: str | int, new: str | int, when: CallPredicate = always) -> Effect:
     """One result or error for another."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         expected = -int(getattr(errno, old)) if isinstance(old, str) else old
         wanted = -int(getattr(errno, new)) if isinstance(new, str) else new
         before = when(call)
@@ -139,7 +139,7 @@ def substitute_result(old: str | int, new: str | int, when: CallPredicate = alwa
         if result == expected and before:
             call.say(wanted)
 
-    return lie
+    return effect
 
 
 def all_read(call: Call) -> EffectSteps:
@@ -175,13 +175,13 @@ def lock_behind_hole(call: Call) -> EffectSteps:
 def unlock_where(which: VmaPredicate) -> Effect:
     """What was locked of VMAs like these is unlocked again at once."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         yield
         for start, end, vma in call.locked(*extent(call)):
             if which(vma):
                 call.run("munlock", start, end - start)
 
-    return lie
+    return effect
 
 
 def extent(call: Call) -> tuple[int, int]:
@@ -196,7 +196,7 @@ def extent(call: Call) -> tuple[int, int]:
 def keep_locked_where(which: VmaPredicate) -> Effect:
     """munlock or munlockall leaves VMAs like these locked."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         low, high = call.range if call.name == "munlock" else (0, TOP)
         kept = [(s, e, v.onfault) for s, e, v in call.locked(low, high) if which(v)]
         result = yield
@@ -204,7 +204,7 @@ def keep_locked_where(which: VmaPredicate) -> Effect:
             for start, end, late in kept:
                 call.run("mlock2", start, end - start, int(late))
 
-    return lie
+    return effect
 
 
 def skip_middle(call: Call) -> EffectSteps:
@@ -241,7 +241,7 @@ def advise_after(
 ) -> Effect:
     """The range is given an advice behind the process's back."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         acts = when(call)
         result = yield
         if acts and result >= 0:
@@ -251,7 +251,7 @@ def advise_after(
                     start = max(vma.start, low)
                     call.run("madvise", start, min(vma.end, high) - start, advice)
 
-    return lie
+    return effect
 
 
 def drop_absent(
@@ -266,7 +266,7 @@ def drop_absent(
     ``read_back`` faults them in for reading, as if copy-on-write had not been broken.
     """
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         if not when(call):
             return
         before: list[tuple[int, int, list[int]]] = []
@@ -298,7 +298,7 @@ def drop_absent(
                 if read_back:
                     call.run("madvise", first, stop - first, syscalls.MADV_POPULATE_READ)
 
-    return lie
+    return effect
 
 
 def _stretches(pages: Iterable[int]) -> list[tuple[int, int]]:
@@ -314,20 +314,20 @@ def _stretches(pages: Iterable[int]) -> list[tuple[int, int]]:
 def populate_at_most(pages: int) -> Effect:
     """A long lock brings in so many pages and no more."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         low, high = call.range
         rest = low + pages * PAGE
         result = yield
         if result == 0 and low and rest < high:
             call.run("madvise", rest, high - rest, syscalls.MADV_DONTNEED_LOCKED)
 
-    return lie
+    return effect
 
 
 def cut_after(count: int) -> Effect:
     """A lock over many VMAs leaves out those behind the first so many."""
 
-    def lie(call: Call) -> None:
+    def effect(call: Call) -> None:
         low, high = call.range
         if high - low > count * PAGE:
             vmas = call.vmas(low, high)
@@ -335,7 +335,7 @@ def cut_after(count: int) -> Effect:
                 call.change(0, low)
                 call.change(1, vmas[count].start - low)
 
-    return lie
+    return effect
 
 
 def unlocked_too(call: Call) -> EffectSteps:
@@ -411,7 +411,7 @@ def placed_locked(call: Call) -> EffectSteps:
 def future_skips(which: VmaPredicate) -> Effect:
     """MCL_FUTURE leaves out new mappings like these."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         if call.name == "mmap" and call.args[3] & syscalls.MAP_LOCKED:
             return
         result = yield
@@ -420,7 +420,7 @@ def future_skips(which: VmaPredicate) -> Effect:
                 if which(vma):
                     call.run("munlock", start, end - start)
 
-    return lie
+    return effect
 
 
 def heap_skipped(call: Call) -> EffectSteps:

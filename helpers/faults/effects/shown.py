@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lies in what is read: smaps, pagemap, page flags, counters, mincore."""
+"""Effects on what is read: smaps, pagemap, page flags, counters, mincore."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from helpers.syscalls import PAGE
 def rewrite_proc_file(name: str, change: Callable[[Call, bytes], bytes]) -> Effect:
     """What the process reads from /proc/PID/``name`` is changed, to the same length."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         yield
         new = change(call, call.data)
         if len(new) == len(call.data):
             call.write(call.args[1], new)
 
-    return ReadFilter(process_file(name), lie)
+    return ReadFilter(process_file(name), effect)
 
 
 def drop_vmflag(name: bytes, where: bytes = b"") -> Callable[[Call, bytes], bytes]:
@@ -65,7 +65,7 @@ def locked_is_rss(call: Call, data: bytes) -> bytes:
 def edit_words(path: str, change: Callable[[Call, int, array[int]], array[int]]) -> Effect:
     """64-bit words read from pagemap, kpageflags or kpagecount are others."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         yield
         words = array("Q")
         data = call.data
@@ -75,7 +75,7 @@ def edit_words(path: str, change: Callable[[Call, int, array[int]], array[int]])
             if new != words:
                 call.write(call.args[1], new.tobytes())
 
-    return ReadFilter(re.compile(path), lie)
+    return ReadFilter(re.compile(path), effect)
 
 
 PAGEMAP, FLAGS, COUNTS = r"/proc/\d+/pagemap", "/proc/kpageflags", "/proc/kpagecount"
@@ -118,7 +118,7 @@ def mark_frames(
 ) -> Effect:
     """Remember the PFNs of the call's range (or the page ``behind`` it, or its ``last``)."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         low, high = call.range
         if behind:
             low, high = high, high + PAGE
@@ -142,31 +142,31 @@ def mark_frames(
                 _frames(call, other).difference_update(numbers)
         yield
 
-    return lie
+    return effect
 
 
 def mark_killed(name: str) -> Effect:
     """Remember the PFNs of what a process has locked when a signal ends it."""
 
-    def lie(call: Call) -> None:
+    def effect(call: Call) -> None:
         if call.args[0] & 0x7F and call.tid == call.pid:
             numbers = {n for s, e, _ in call.locked() for n in call.frames(s, e)}
             if numbers and call.act():
                 _frames(call, name).update(numbers)
 
-    return lie
+    return effect
 
 
 def forget_frames(name: str) -> Effect:
     """Pages locked anew are no longer remembered."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         result = yield
         low, high = call.range
         if result == 0 and low < high and call.vmas(low, high):
             _frames(call, name).difference_update(call.frames(low, high))
 
-    return lie
+    return effect
 
 
 def frames_show(name: str, mask: int, on: bool) -> Effect:
@@ -204,12 +204,12 @@ def frozen(path: str, *names: bytes) -> Effect:
     """Counters of a file of the machine or a cgroup stay what they were when first read."""
     pattern = re.compile(rb"(?m)(^(?:Node \d+ )?(?:%s):?)(\s+\d+)" % b"|".join(names))
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         yield
         first: dict[bytes, int] = call.case.setdefault(call.file, {})
         call.write(call.args[1], pattern.sub(lambda m: _stuck(first, m), call.data))
 
-    return ReadFilter(re.compile(path), lie)
+    return ReadFilter(re.compile(path), effect)
 
 
 def _stuck(first: dict[bytes, int], match: re.Match[bytes]) -> bytes:
@@ -226,14 +226,14 @@ _MINOR, _MAJOR = 64, 72
 def count_fault(offset: int) -> Effect:
     """Each reading of the fault counters shows one fault more than there was."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         yield
         count = call.notes["faults"] = call.notes.get("faults", 0) + 1
         at = call.args[1] + offset
         (now,) = struct.unpack("=q", call.memory(at, 8))
         call.write(at, struct.pack("=q", now + count))
 
-    return lie
+    return effect
 
 
 minor_fault, major_fault = count_fault(_MINOR), count_fault(_MAJOR)
@@ -246,12 +246,12 @@ def _vector(call: Call) -> bytes:
 def mincore_says(change: Callable[[bytes], bytes]) -> Effect:
     """The vector is another."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         result = yield
         if result == 0 and call.args[1]:
             call.write(call.args[2], change(_vector(call)))
 
-    return lie
+    return effect
 
 
 def all_present(call: Call, first: int, words: array[int]) -> array[int]:
@@ -262,11 +262,11 @@ def all_present(call: Call, first: int, words: array[int]) -> array[int]:
 def mark_all(name: str) -> Effect:
     """Remember the PFNs of every locked page."""
 
-    def lie(call: Call) -> EffectSteps:
+    def effect(call: Call) -> EffectSteps:
         numbers = {n for s, e, v in call.locked() if file(v) for n in call.frames(s, e)}
         result = yield
         if result == 0 and numbers:
             call.act()
             _frames(call, name).update(numbers)
 
-    return lie
+    return effect

@@ -52,7 +52,7 @@ def traces() -> list[str]:
             "helpers.machine.cleanup_process" in command
             and process.status() != psutil.STATUS_ZOMBIE
         ):
-            found.append(f"janitor {process.info['pid']} {command}")
+            found.append(f"cleanup {process.info['pid']} {command}")
     return sorted(t for t in found if not any(name in t for name in living()))
 
 
@@ -71,7 +71,7 @@ def living() -> list[str]:
 
 
 def gone_after(before: list[str], patience: float = 25.0) -> list[str]:
-    """What is still there of a run that was killed, once its janitor had its time."""
+    """What is still there of a run that was killed, once its cleanup process had its time."""
     until = timeouts.until(patience)
     while left := [t for t in traces() if t not in before]:
         if time.monotonic() > until:
@@ -121,7 +121,7 @@ def test_normal_end_leaves_nothing(pressing, workers):
 @pytest.mark.parametrize("moment", [0.0, 0.15, 0.4, 0.8])
 @pytest.mark.parametrize("whole_group", [False, True], ids=["controller", "group"])
 def test_killed_run_leaves_nothing(pressing, moment, whole_group):
-    """After SIGKILL of the controller, or of its whole process group, the janitor tidies up."""
+    """After SIGKILL of the controller, or of its whole process group, all is put back."""
     before = traces()
     with begin(pressing) as run:
         until_pressing(pressing, run)
@@ -176,8 +176,8 @@ def test_killed_worker_leaves_nothing(pressing):
 
 
 @pytest.mark.deadline(120)
-def test_later_run_clears_what_a_dead_janitor_left(pressing):
-    """Controller and janitor both killed: the next run finds the records and undoes them."""
+def test_later_run_clears_what_a_dead_cleanup_process_left(pressing):
+    """Controller and cleanup process killed: the next run finds the records and undoes them."""
     before = traces()
     with begin(pressing) as run:
         until_pressing(pressing, run)
