@@ -60,6 +60,7 @@ def test_mlock2_known_flags_are_accepted(calls):
 
 
 @by_entry_point()
+@pytest.mark.source("mm/mlock.c mlock2")
 def test_mlock2_flags_are_checked_before_the_range(calls):
     """mlock2 with an unknown flag gives EINVAL whatever the range: length 0, unmapped, or
     without any end."""

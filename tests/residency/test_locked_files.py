@@ -42,6 +42,7 @@ def evict(fd):
 @pytest.mark.claim("W3")
 @pytest.mark.parametrize("kind", ["file-shared", "file-private"])
 @pytest.mark.detects("mlock-file-not-populated")
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_reads_file_in_from_disk(kind):
     """mlock of a file mapping whose pages are on disk only takes the faults itself: every page is
     present, and reading it causes none, major or minor; unlocked, the first read waits."""
@@ -66,6 +67,7 @@ def test_lock_reads_file_in_from_disk(kind):
 
 @pytest.mark.needs("disk-file")
 @pytest.mark.parametrize("kind", ["file-shared", "file-private"])
+@pytest.mark.source("mmap(2) MAP_LOCKED")
 def test_map_locked_reads_file_in_from_disk(kind):
     """mmap(MAP_LOCKED) of a file whose pages are on disk only brings them all in."""
     with owned(memory.scratch_file(PAGES)) as fd:
@@ -79,6 +81,7 @@ def test_map_locked_reads_file_in_from_disk(kind):
 
 @pytest.mark.needs("disk-file")
 @pytest.mark.claim("W3", "W17")
+@pytest.mark.source("mlock2(2) MLOCK_ONFAULT")
 def test_fault_lock_reads_nothing_from_disk():
     """mlock2(MLOCK_ONFAULT) of a file whose pages are on disk only leaves them there: the first
     touch waits for the disk."""
@@ -144,6 +147,7 @@ def test_lock_past_end_of_file(kind):
 
 
 @PAST_END
+@pytest.mark.source("mmap(2) MAP_LOCKED")
 def test_map_locked_past_end_of_file(kind):
     """mmap(MAP_LOCKED) past the end of a file succeeds, with the pages of the file present."""
     with owned(short(kind, 3 * PAGE)) as fd:
@@ -154,6 +158,7 @@ def test_map_locked_past_end_of_file(kind):
 
 @PAST_END
 @pytest.mark.claim("W17")
+@pytest.mark.source("mlock2(2) MLOCK_ONFAULT")
 def test_fault_lock_past_end_of_file(kind):
     """mlock2(MLOCK_ONFAULT) past the end of a file succeeds and brings in nothing."""
     with owned(short(kind, 3 * PAGE)) as fd, mapping(kind, PAGES, fd=fd) as region:
@@ -183,6 +188,7 @@ def test_mlockall_ignores_ranges_past_end_of_file():
 @PAST_END
 @pytest.mark.share_process
 @pytest.mark.parametrize("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
+@pytest.mark.source("Documentation/mm/unevictable-lru.rst: Truncating MLOCKED Folios")
 def test_truncation_takes_locked_pages(kind, lf):
     """Truncating a file takes its pages out of a locked mapping, private copies too; lock and VmLck
     stay, and pages of the file grown again come in when touched."""
@@ -204,6 +210,7 @@ def test_truncation_takes_locked_pages(kind, lf):
 
 
 @pytest.mark.parametrize("kind", ["memfd-private", "memfd-shared"])
+@pytest.mark.source("fallocate(2) FALLOC_FL_PUNCH_HOLE")
 def test_punched_hole_takes_locked_shared_pages(kind):
     """A hole punched in a file takes its pages out of a locked shared mapping; private copies of
     them stay. Lock and VmLck stay in both."""
@@ -239,6 +246,7 @@ def test_remove_through_another_mapping_takes_locked_pages():
 
 
 @pytest.mark.parametrize("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_by_another_process_fills_the_page_cache(lf):
     """A child that locks a private file mapping fills the page cache: the parent's mincore shows
     it, while its page tables, its VmLck and its mapping's flags stay as they were."""
@@ -256,6 +264,7 @@ def test_lock_by_another_process_fills_the_page_cache(lf):
         assert maps.layout(region) == [(0, PAGES, "")], "not locked here"
 
 
+@pytest.mark.source("mlock2(2) MLOCK_ONFAULT")
 def test_read_fault_in_fault_locked_file_maps_its_neighbours_or_not():
     """A read of a fault-locked file mapping brings in the page read; cached neighbours may come
     with it, but pages that nobody cached do not."""

@@ -121,6 +121,7 @@ def test_mlockall_future_leaves_existing_mappings_absent():
 
 @pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_of_part_populates_that_part_only(kind):
     """mlock of pages 2 to 4 brings in these three and not one beside them."""
     with mapping(kind, PAGES) as region:
@@ -134,6 +135,7 @@ def test_lock_of_part_populates_that_part_only(kind):
 
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 @pytest.mark.needs("lock:32")
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_long_lock_populates_from_first_to_last(kind):
     """A lock of 32 pages brings in the first, the last and all between them."""
     with mapping(kind, 32) as region:
@@ -143,6 +145,7 @@ def test_long_lock_populates_from_first_to_last(kind):
 
 @pytest.mark.parametrize("call", SYSCALLS)
 @pytest.mark.needs("lock:10")
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_over_several_mappings_populates_each(call):
     """A lock over five mappings of different protection brings in the pages of all five."""
     with mapping("private", 10) as region:
@@ -154,6 +157,7 @@ def test_lock_over_several_mappings_populates_each(call):
 
 
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "memfd-shared"])
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_keeps_contents(kind):
     """A lock of partly written memory keeps what was written and brings in the rest as zeros."""
     with mapping(kind, PAGES) as region:
@@ -166,6 +170,7 @@ def test_lock_keeps_contents(kind):
 
 
 @pytest.mark.parametrize("call", SYSCALLS)
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_again_populates_again(call):
     """mlock of a mapping that is locked already brings in pages that have gone since."""
     fd = memory.memfd(PAGES * PAGE)
@@ -270,6 +275,7 @@ def test_heap_growth_under_mcl_future_is_populated(flag):
 
 
 @pytest.mark.parametrize("lf", [False, True], ids=["full", "on-fault"])
+@pytest.mark.source("mmap(2) MAP_GROWSDOWN")
 def test_growing_stack_populates_touched_page_only(lf):
     """A locked mapping that grows downwards counts its growth, but only the touched page comes
     in: not those jumped over."""
@@ -319,6 +325,7 @@ def test_mprotect_populates_locked_inaccessible_memory(route, kind):
 @pytest.mark.parametrize("prot", [syscalls.PROT_WRITE, syscalls.PROT_READ], ids=["write", "read"])
 @pytest.mark.parametrize("kind", ["private", "shared", "file-private", "file-shared"])
 @pytest.mark.detects("mlock-readonly-not-populated")
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_populates_whatever_the_protection(kind, prot):
     """Memory that may only be written, or only be read, is populated by its lock just as well."""
     with locked("mlock", kind, prot=prot) as region:
@@ -328,6 +335,7 @@ def test_lock_populates_whatever_the_protection(kind, prot):
 # x86 makes execute-only memory unreadable with a protection key, where it has those (pkeys(7)),
 # and arch_vma_access_permitted() in mm/gup.c then refuses population on behalf of this thread.
 @pytest.mark.parametrize("kind", ["private", "memfd-shared", "memfd-private"])
+@pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_of_executable_only_memory(kind):
     """mlock of execute-only memory returns 0 with every page present, or, where a protection
     key forbids even the kernel to read it, ENOMEM with none; locked it is in both cases."""
@@ -367,6 +375,7 @@ def test_lock_of_sparse_shared_file_allocates_no_blocks():
         ("file-private", syscalls.PROT_RW),
     ],
 )
+@pytest.mark.source("proc_pid_smaps(5) Rss")
 def test_smaps_shows_locked_memory_resident(kind, prot):
     """smaps shows writable locked memory with Size = Rss = Locked; after munlock Locked is 0 and
     Rss as before."""
@@ -402,6 +411,7 @@ def test_map_populate_populates_without_locking(kind):
 
 
 @pytest.mark.parametrize("kind", WITHOUT_FILES)
+@pytest.mark.source("mmap(2) MAP_POPULATE")
 def test_unlocked_memory_is_not_populated(kind):
     """The control of this chapter: a mapping that nobody locks or touches has no page, and a
     touch brings in the page touched."""
