@@ -157,7 +157,7 @@ def split(
 
 
 def is_case(word: str, suite: Path) -> bool:
-    """Say if a word names cases of the suite: tests/fork, tests/fork/test_exec.py::test_x."""
+    """Say if a word names cases of the suite: tests/fork, tests/fork/FILE::CASE."""
     path = word.partition("::")[0]
     return path.split("/")[0] == "tests" and (suite / path).exists()
 
