@@ -324,7 +324,7 @@ class Call:
 
     # What a fault may do. Each notes that the fault acted.
 
-    def act(self) -> bool:
+    def record(self) -> bool:
         """Note it; whether it is to be done too."""
         acted = self._stop.supervisor.acted
         acted[self._fault] = acted.get(self._fault, 0) + 1
@@ -336,35 +336,35 @@ class Call:
         if not acted[self._fault]:
             del acted[self._fault]
 
-    def change(self, index: int, value: int) -> None:
+    def set_argument(self, index: int, value: int) -> None:
         """Before the call: pass this argument instead (the process sees its own again)."""
-        if self.args[index] != value & syscalls.ULONG_MAX and self.act():
+        if self.args[index] != value & syscalls.ULONG_MAX and self.record():
             self._stop.changed[index] = value & syscalls.ULONG_MAX
 
-    def give(self, value: int) -> None:
+    def skip_with_result(self, value: int) -> None:
         """Before the call: do not make it, return this."""
-        if self.act():
+        if self.record():
             self._stop.answer = value
 
     def fail(self, name: str) -> None:
         """Before the call: do not make it, return this error."""
-        self.give(-int(getattr(errno, name)))
+        self.skip_with_result(-int(getattr(errno, name)))
 
-    def say(self, value: int) -> None:
+    def set_result(self, value: int) -> None:
         """After the call: return this instead."""
-        if value != self.result and self.act():
+        if value != self.result and self.record():
             self._stop.said = value
 
     def set_error(self, name: str) -> None:
         """After the call: return this error instead."""
-        self.say(-int(getattr(errno, name)))
+        self.set_result(-int(getattr(errno, name)))
 
-    def run(self, name: str, *args: int) -> int:
+    def inject(self, name: str, *args: int) -> int:
         """After the call: have the process make this one, unseen. Its result (0 when noting).
 
         An advice that is refused, by this memory or by a kernel that does not know it, is no act.
         """
-        if not self.act():
+        if not self.record():
             return 0
         self._stop.memo.clear()
         done = self._stop.supervisor.inject(self._stop.task, name, args)
@@ -373,28 +373,28 @@ class Call:
             self._unact()
         return done
 
-    def run_in(self, process: TraceeProcess, name: str, *args: int) -> int:
+    def inject_into(self, process: TraceeProcess, name: str, *args: int) -> int:
         """Have another supervised process make a call, wherever it stands."""
         if process is self.process:
-            return self.run(name, *args)
-        if not self.act():
+            return self.inject(name, *args)
+        if not self.record():
             return 0
         return self._stop.supervisor.interrupt(process, name, args)
 
-    def again(self) -> int:
+    def repeat(self) -> int:
         """Make the same call once more."""
-        return self.run(self.name, *self.args)
+        return self.inject(self.name, *self.args)
 
     def write(self, addr: int, data: bytes) -> None:
         """Change the process's memory: what a call has written there for it to read."""
-        if self.memory(addr, len(data)) != data and self.act():
+        if self.memory(addr, len(data)) != data and self.record():
             self._stop.memo.pop("data", None)
             with open(f"/proc/{self.tid}/mem", "r+b", 0) as file:
                 os.pwrite(file.fileno(), data, addr)
 
     def set_limit(self, soft: int, hard: int) -> None:
         """Set RLIMIT_MEMLOCK of the process from outside."""
-        if self.act():
+        if self.record():
             try:
                 resource.prlimit(self.pid, resource.RLIMIT_MEMLOCK, (soft, hard))
             except PermissionError:  # it has changed its user, and we lack CAP_SYS_RESOURCE
@@ -403,12 +403,12 @@ class Call:
 
     def skew_vmlck(self, size: int) -> None:
         """Show VmLck of this address space wrong by so many bytes (more), for good."""
-        if size and self.act():
+        if size and self.record():
             self.space.skew_vmlck += size
 
     def suppress_signal(self) -> None:
         """At a signal: it does not arrive."""
-        if self.act():
+        if self.record():
             self._stop.swallowed = True
 
 

@@ -166,7 +166,7 @@ def cut_uncounted(call: Call) -> EffectSteps:
     result = yield
     if result == 0:
         for process in had:
-            if call.act():
+            if call.record():
                 process.space.skew_vmlck -= PAGE
 
 

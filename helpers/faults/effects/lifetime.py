@@ -25,14 +25,14 @@ def keep_future(call: Call) -> EffectSteps:
     elif result == 0:
         call.space.future = 0
         if before & syscalls.MCL_FUTURE:
-            call.run("mlockall", before)
+            call.inject("mlockall", before)
             call.space.future = before if call.wet else 0
 
 
 def keep_onfault(call: Call) -> EffectSteps:
     """MCL_FUTURE stays on fault once it was."""
     if call.args[0] == syscalls.MCL_FUTURE and call.space.future & syscalls.MCL_ONFAULT:
-        call.change(0, syscalls.MCL_FUTURE | syscalls.MCL_ONFAULT)
+        call.set_argument(0, syscalls.MCL_FUTURE | syscalls.MCL_ONFAULT)
     result = yield
     if result == 0:
         call.space.future = call.args[0] & ~syscalls.MCL_CURRENT
@@ -50,7 +50,7 @@ def inherit_future(call: Call) -> None:
     assert call.parent is not None
     future = call.parent.space.future
     if future & syscalls.MCL_FUTURE:
-        call.run("mlockall", future)
+        call.inject("mlockall", future)
         call.space.future = future
 
 
@@ -58,7 +58,7 @@ def exec_keeps_future(call: Call) -> EffectSteps:
     """MCL_FUTURE outlasts execve(2)."""
     result = yield
     if result == 0 and call.before_exec and call.before_exec.future & syscalls.MCL_FUTURE:
-        call.run("mlockall", call.before_exec.future)
+        call.inject("mlockall", call.before_exec.future)
 
 
 def exec_keeps_count(call: Call) -> EffectSteps:
@@ -87,7 +87,7 @@ def child_locked(which: VmaPredicate = any_vma, only: int | None = None) -> Effe
 
     def effect(call: Call) -> None:
         for start, end, late in _parents_locks(call, which):
-            call.run("mlock2", start, end - start, int(late) if only is None else only)
+            call.inject("mlock2", start, end - start, int(late) if only is None else only)
 
     return effect
 
@@ -103,7 +103,7 @@ def child_copied(which: VmaPredicate) -> Effect:
 
     def effect(call: Call) -> None:
         for start, end, _ in _parents_locks(call, which):
-            call.run("madvise", start, end - start, syscalls.MADV_POPULATE_WRITE)
+            call.inject("madvise", start, end - start, syscalls.MADV_POPULATE_WRITE)
 
     return effect
 
@@ -119,7 +119,7 @@ def parent_unlocked(call: Call) -> EffectSteps:
     yield
     if _child_of(call):
         for start, end, _ in call.locked():
-            call.run("munlock", start, end - start)
+            call.inject("munlock", start, end - start)
 
 
 def parent_uncounted(call: Call) -> EffectSteps:
@@ -134,7 +134,7 @@ def failed_unlocks(call: Call) -> EffectSteps:
     result = yield
     if result < 0:
         for start, end, _ in call.locked():
-            call.run("munlock", start, end - start)
+            call.inject("munlock", start, end - start)
 
 
 def failed_cancels(call: Call) -> EffectSteps:
@@ -156,9 +156,9 @@ def refused_cancels(call: Call) -> EffectSteps:
 def _cancel(call: Call) -> None:
     if call.space.future & syscalls.MCL_FUTURE:
         kept = [(s, e, v.onfault) for s, e, v in call.locked()]
-        call.run("munlockall")
+        call.inject("munlockall")
         for start, end, late in kept:
-            call.run("mlock2", start, end - start, int(late))
+            call.inject("mlock2", start, end - start, int(late))
         call.space.future = 0
 
 
@@ -167,4 +167,4 @@ def end_unlocks(call: Call) -> EffectSteps:
     result = yield
     if result > 0 and call.was_vforked(result):
         for start, end, _ in call.locked():
-            call.run("munlock", start, end - start)
+            call.inject("munlock", start, end - start)

@@ -31,10 +31,10 @@ def lifted(when: CallPredicate, extra: int | None = None) -> Effect:
         if not refused or wanted == soft or (hard != -1 and wanted > hard):
             return
         call.set_limit(wanted, hard)
-        again = call.again()
+        again = call.repeat()
         call.set_limit(soft, hard)
         if again >= 0:
-            call.say(again)
+            call.set_result(again)
 
     return effect
 
@@ -47,10 +47,10 @@ def lifted_unlocked(call: Call) -> EffectSteps:
     if result != -errno.EAGAIN or asked or call.capable or soft == hard:
         return
     call.set_limit(hard, hard)
-    again = call.again()
+    again = call.repeat()
     if again > 0:
-        call.run("munlock", again, call.args[1])
-        call.say(again)
+        call.inject("munlock", again, call.args[1])
+        call.set_result(again)
     call.set_limit(soft, hard)
 
 
@@ -64,10 +64,10 @@ def full_refused(name: str) -> Effect:
             result >= 0 and soft > 0 and not call.capable and call.vmlck == soft // PAGE * PAGE
         )
         if reached and call.name == "mmap" and call.locked(*extent(call)):
-            call.run("munmap", *(result, call.args[1]))
+            call.inject("munmap", *(result, call.args[1]))
             call.set_error(name)
         elif reached and call.name in ("mlock", "mlock2"):
-            call.run("munlock", *call.args[:2])
+            call.inject("munlock", *call.args[:2])
             call.set_error(name)
         elif reached and call.name == "mremap" and call.args[2] > call.args[1]:
             call.set_error(name)
@@ -121,7 +121,7 @@ def refused_partly(call: Call) -> EffectSteps:
     room = call.limit[0] // PAGE * PAGE - call.vmlck
     result = yield
     if over and result == -errno.ENOMEM and 0 < room < high - low:
-        call.run("mlock", low, room)
+        call.inject("mlock", low, room)
 
 
 def limit_more(call: Call) -> EffectSteps:
@@ -136,7 +136,7 @@ def limit_more(call: Call) -> EffectSteps:
 def limit_ignored(call: Call) -> None:
     """A soft limit that is set stays what it was."""
     if call.args[1] == 8 and call.args[2] and not call.args[3]:
-        call.give(0)
+        call.skip_with_result(0)
 
 
 def grow_over_limit(call: Call) -> None:

@@ -37,18 +37,18 @@ def under_pressure(which: VmaPredicate = any_vma) -> Effect:
                 own = found
                 continue
             for vma in found:
-                call.run_in(process, "munlock", vma.start, vma.size)
+                call.inject_into(process, "munlock", vma.start, vma.size)
                 # A page that has just left the unevictable list would outlast the first pass.
-                call.run_in(process, "madvise", vma.start, vma.size, syscalls.MADV_PAGEOUT)
+                call.inject_into(process, "madvise", vma.start, vma.size, syscalls.MADV_PAGEOUT)
         if own:
             # The caller cannot make a call before the one that it is about to make: that one
             # is put off.
-            call.give(0)
+            call.skip_with_result(0)
             yield
             for vma in own:
-                call.run("munlock", vma.start, vma.size)
-                call.run("madvise", vma.start, vma.size, syscalls.MADV_PAGEOUT)
-            call.say(call.again())
+                call.inject("munlock", vma.start, vma.size)
+                call.inject("madvise", vma.start, vma.size, syscalls.MADV_PAGEOUT)
+            call.set_result(call.repeat())
 
     return effect
 
@@ -63,11 +63,11 @@ def held_under_pressure(call: Call) -> EffectSteps:
             for low, high in call.notes_of(process).get("unlocked", ())
         ]
         for process, low, high in held:
-            call.run_in(process, "mlock2", low, high - low, 1)
+            call.inject_into(process, "mlock2", low, high - low, 1)
         if held:
             yield
             for process, low, high in held:
-                call.run_in(process, "munlock", low, high - low)
+                call.inject_into(process, "munlock", low, high - low)
 
 
 def remember_unlocked(call: Call) -> EffectSteps:
@@ -82,6 +82,6 @@ def remember_unlocked(call: Call) -> EffectSteps:
 def swapped_left(call: Call) -> EffectSteps:
     """mlock marks the range and leaves in swap what is there."""
     if swapped(call):
-        call.give(0)
+        call.skip_with_result(0)
         yield
-        call.run("mlock2", *call.args[:2], 1)
+        call.inject("mlock2", *call.args[:2], 1)

@@ -36,7 +36,7 @@ def skip_returning(when: CallPredicate = always, value: int = 0) -> Effect:
 
     def effect(call: Call) -> None:
         if when(call):
-            call.give(value)
+            call.skip_with_result(value)
 
     return effect
 
@@ -46,7 +46,7 @@ def replace(index: int, change: Callable[[int], int], when: CallPredicate = alwa
 
     def effect(call: Call) -> None:
         if when(call):
-            call.change(index, change(call.args[index]))
+            call.set_argument(index, change(call.args[index]))
 
     return effect
 
@@ -68,7 +68,7 @@ def forget_offset(call: Call) -> None:
         low = addr // PAGE * PAGE
         end = low + -(-length // PAGE) * PAGE
         if end < call.range[1]:
-            call.change(1, end - addr)
+            call.set_argument(1, end - addr)
 
 
 def round_start_up(call: Call) -> None:
@@ -76,38 +76,38 @@ def round_start_up(call: Call) -> None:
     addr, length = call.args[:2]
     skip = -addr % PAGE
     if skip and skip < length < ALL:
-        call.change(0, addr + skip)
-        call.change(1, length - skip)
+        call.set_argument(0, addr + skip)
+        call.set_argument(1, length - skip)
 
 
 def round_length_down(call: Call) -> None:
     """A length of more than a page is cut to whole pages."""
     if PAGE < call.args[1] < ALL and call.args[1] % PAGE:
-        call.change(1, call.args[1] // PAGE * PAGE)
+        call.set_argument(1, call.args[1] // PAGE * PAGE)
 
 
 def one_page_short(call: Call) -> None:
     """A range of several pages ends a page early."""
     low, high = call.range
     if high - low >= 2 * PAGE:
-        call.change(0, low)
-        call.change(1, high - low - PAGE)
+        call.set_argument(0, low)
+        call.set_argument(1, high - low - PAGE)
 
 
 def first_page_spared(call: Call) -> None:
     """A range of several pages begins a page late."""
     low, high = call.range
     if high - low >= 2 * PAGE:
-        call.change(0, low + PAGE)
-        call.change(1, high - low - PAGE)
+        call.set_argument(0, low + PAGE)
+        call.set_argument(1, high - low - PAGE)
 
 
 def one_page_more(call: Call) -> None:
     """A range goes on into the next page, if that is mapped."""
     low, high = call.range
     if low and call.vmas(high, high + PAGE):
-        call.change(0, low)
-        call.change(1, high - low + PAGE)
+        call.set_argument(0, low)
+        call.set_argument(1, high - low + PAGE)
 
 
 def from_vma_start(call: Call) -> None:
@@ -115,8 +115,8 @@ def from_vma_start(call: Call) -> None:
     low, high = call.range
     vmas = call.vmas(low, high)
     if vmas and vmas[0].start < low:
-        call.change(0, vmas[0].start)
-        call.change(1, high - vmas[0].start)
+        call.set_argument(0, vmas[0].start)
+        call.set_argument(1, high - vmas[0].start)
 
 
 def to_vma_end(call: Call) -> None:
@@ -124,8 +124,8 @@ def to_vma_end(call: Call) -> None:
     low, high = call.range
     vmas = call.vmas(low, high)
     if vmas and vmas[-1].end > high:
-        call.change(0, low)
-        call.change(1, vmas[-1].end - low)
+        call.set_argument(0, low)
+        call.set_argument(1, vmas[-1].end - low)
 
 
 def substitute_result(old: str | int, new: str | int, when: CallPredicate = always) -> Effect:
@@ -137,7 +137,7 @@ def substitute_result(old: str | int, new: str | int, when: CallPredicate = alwa
         before = when(call)
         result = yield
         if result == expected and before:
-            call.say(wanted)
+            call.set_result(wanted)
 
     return effect
 
@@ -147,7 +147,7 @@ def all_read(call: Call) -> EffectSteps:
     result = yield
     if result == -errno.EFAULT:
         _, length = struct.unpack("=QQ", call.memory(call.args[1], 16))
-        call.say(length)
+        call.set_result(length)
 
 
 def undo_before_hole(call: Call) -> EffectSteps:
@@ -157,7 +157,7 @@ def undo_before_hole(call: Call) -> EffectSteps:
     result = yield
     if result == -errno.ENOMEM and parts:
         for start, stop in parts:
-            call.run("munlock", max(start, low), min(stop, end) - max(start, low))
+            call.inject("munlock", max(start, low), min(stop, end) - max(start, low))
 
 
 def lock_behind_hole(call: Call) -> EffectSteps:
@@ -169,7 +169,7 @@ def lock_behind_hole(call: Call) -> EffectSteps:
         for vma in behind:
             if not vma.locked:
                 start = max(vma.start, end)
-                call.run("mlock", start, min(vma.end, high) - start)
+                call.inject("mlock", start, min(vma.end, high) - start)
 
 
 def unlock_where(which: VmaPredicate) -> Effect:
@@ -179,7 +179,7 @@ def unlock_where(which: VmaPredicate) -> Effect:
         yield
         for start, end, vma in call.locked(*extent(call)):
             if which(vma):
-                call.run("munlock", start, end - start)
+                call.inject("munlock", start, end - start)
 
     return effect
 
@@ -202,7 +202,7 @@ def keep_locked_where(which: VmaPredicate) -> Effect:
         result = yield
         if result == 0:
             for start, end, late in kept:
-                call.run("mlock2", start, end - start, int(late))
+                call.inject("mlock2", start, end - start, int(late))
 
     return effect
 
@@ -214,7 +214,7 @@ def skip_middle(call: Call) -> EffectSteps:
     result = yield
     if result == 0:
         for start, end in inner:
-            call.run("munlock", start, end - start)
+            call.inject("munlock", start, end - start)
 
 
 def keep_lf(call: Call) -> EffectSteps:
@@ -224,7 +224,7 @@ def keep_lf(call: Call) -> EffectSteps:
     result = yield
     if result == 0:
         for start, end in late:
-            call.run("mlock2", start, end - start, 1)
+            call.inject("mlock2", start, end - start, 1)
 
 
 def keep_full(call: Call) -> EffectSteps:
@@ -233,7 +233,7 @@ def keep_full(call: Call) -> EffectSteps:
     result = yield
     if result == 0 and call.args[2] & syscalls.MLOCK_ONFAULT:
         for start, end in full:
-            call.run("mlock", start, end - start)
+            call.inject("mlock", start, end - start)
 
 
 def advise_after(
@@ -249,7 +249,7 @@ def advise_after(
             for vma in call.vmas(low, high):
                 if which(vma):
                     start = max(vma.start, low)
-                    call.run("madvise", start, min(vma.end, high) - start, advice)
+                    call.inject("madvise", start, min(vma.end, high) - start, advice)
 
     return effect
 
@@ -294,9 +294,9 @@ def drop_absent(
             if last:
                 absent = [a for a in absent if a == end - PAGE and end - start > PAGE]
             for first, stop in _stretches(absent):
-                call.run("madvise", first, stop - first, syscalls.MADV_DONTNEED_LOCKED)
+                call.inject("madvise", first, stop - first, syscalls.MADV_DONTNEED_LOCKED)
                 if read_back:
-                    call.run("madvise", first, stop - first, syscalls.MADV_POPULATE_READ)
+                    call.inject("madvise", first, stop - first, syscalls.MADV_POPULATE_READ)
 
     return effect
 
@@ -319,7 +319,7 @@ def populate_at_most(pages: int) -> Effect:
         rest = low + pages * PAGE
         result = yield
         if result == 0 and low and rest < high:
-            call.run("madvise", rest, high - rest, syscalls.MADV_DONTNEED_LOCKED)
+            call.inject("madvise", rest, high - rest, syscalls.MADV_DONTNEED_LOCKED)
 
     return effect
 
@@ -332,8 +332,8 @@ def cut_after(count: int) -> Effect:
         if high - low > count * PAGE:
             vmas = call.vmas(low, high)
             if len(vmas) > count and not call.hole():
-                call.change(0, low)
-                call.change(1, vmas[count].start - low)
+                call.set_argument(0, low)
+                call.set_argument(1, vmas[count].start - low)
 
     return effect
 
@@ -344,7 +344,7 @@ def unlocked_too(call: Call) -> EffectSteps:
     result = yield
     if result in (0, -errno.ENOMEM):  # over a hole the rest is dropped all the same
         for start, end, _ in parts:
-            call.run("munlock", start, end - start)
+            call.inject("munlock", start, end - start)
 
 
 def refused_unlocks(call: Call) -> EffectSteps:
@@ -353,7 +353,7 @@ def refused_unlocks(call: Call) -> EffectSteps:
     result = yield
     if result < 0:
         for start, end, _ in parts:
-            call.run("munlock", start, end - start)
+            call.inject("munlock", start, end - start)
 
 
 def moved_unlocked(call: Call) -> EffectSteps:
@@ -361,7 +361,7 @@ def moved_unlocked(call: Call) -> EffectSteps:
     result = yield
     if result > 0 and result != call.args[0]:
         for start, end, _ in call.locked(result, result + call.args[2]):
-            call.run("munlock", start, end - start)
+            call.inject("munlock", start, end - start)
 
 
 def moved_full(call: Call) -> EffectSteps:
@@ -370,7 +370,7 @@ def moved_full(call: Call) -> EffectSteps:
     if result > 0 and result != call.args[0]:
         for start, end, vma in call.locked(result, result + call.args[2]):
             if vma.onfault:
-                call.run("mlock", start, end - start)
+                call.inject("mlock", start, end - start)
 
 
 def old_stays_locked(call: Call) -> EffectSteps:
@@ -378,7 +378,7 @@ def old_stays_locked(call: Call) -> EffectSteps:
     source = call.locked(call.args[0], call.args[0] + call.args[1])
     result = yield
     if result > 0 and call.args[3] & syscalls.MREMAP_DONTUNMAP and source:
-        call.run("mlock2", call.args[0], call.args[1], 1)
+        call.inject("mlock2", call.args[0], call.args[1], 1)
 
 
 def protected_unlocked(call: Call) -> EffectSteps:
@@ -386,7 +386,7 @@ def protected_unlocked(call: Call) -> EffectSteps:
     before = call.locked(*call.range)
     result = yield
     if result == 0 and before and not call.args[2] & 7:
-        call.run("munlock", *call.args[:2])
+        call.inject("munlock", *call.args[:2])
 
 
 def protected_full(call: Call) -> EffectSteps:
@@ -395,7 +395,7 @@ def protected_full(call: Call) -> EffectSteps:
     result = yield
     if result == 0:
         for start, end in late:
-            call.run("mlock", start, end - start)
+            call.inject("mlock", start, end - start)
 
 
 def placed_locked(call: Call) -> EffectSteps:
@@ -405,7 +405,7 @@ def placed_locked(call: Call) -> EffectSteps:
     result = yield
     if result > 0:
         for start, end, _ in before:
-            call.run("mlock2", start, end - start, 1)
+            call.inject("mlock2", start, end - start, 1)
 
 
 def future_skips(which: VmaPredicate) -> Effect:
@@ -418,7 +418,7 @@ def future_skips(which: VmaPredicate) -> Effect:
         if result > 0:
             for start, end, vma in call.locked(*extent(call)):
                 if which(vma):
-                    call.run("munlock", start, end - start)
+                    call.inject("munlock", start, end - start)
 
     return effect
 
@@ -432,7 +432,7 @@ def heap_skipped(call: Call) -> EffectSteps:
         if before and result > before:
             heap = (-(-before // PAGE) * PAGE, -(-result // PAGE) * PAGE)
             if heap[0] < heap[1] and call.locked(*heap):
-                call.run("munlock", heap[0], heap[1] - heap[0])
+                call.inject("munlock", heap[0], heap[1] - heap[0])
 
 
 def dont_merge(call: Call) -> EffectSteps:
@@ -440,7 +440,7 @@ def dont_merge(call: Call) -> EffectSteps:
     result = yield
     low, high = call.range
     if result == 0 and low:
-        call.run("madvise", low, high - low, syscalls.MADV_DONTDUMP)
+        call.inject("madvise", low, high - low, syscalls.MADV_DONTDUMP)
 
 
 def unadvised(call: Call) -> EffectSteps:
@@ -448,7 +448,7 @@ def unadvised(call: Call) -> EffectSteps:
     before = call.locked(*call.range)
     result = yield
     if result == 0 and before:
-        call.run("munlock", *call.args[:2])
+        call.inject("munlock", *call.args[:2])
 
 
 def remember_sealed(call: Call) -> EffectSteps:
@@ -473,8 +473,8 @@ def unbroken(call: Call) -> EffectSteps:
     result = yield
     if result == 0:
         for first, stop in _stretches(parts):
-            call.run("madvise", first, stop - first, syscalls.MADV_DONTNEED_LOCKED)
-            call.run("madvise", first, stop - first, syscalls.MADV_POPULATE_READ)
+            call.inject("madvise", first, stop - first, syscalls.MADV_DONTNEED_LOCKED)
+            call.inject("madvise", first, stop - first, syscalls.MADV_POPULATE_READ)
 
 
 def all_dropped(call: Call) -> EffectSteps:
@@ -483,4 +483,4 @@ def all_dropped(call: Call) -> EffectSteps:
     result = yield
     if result == 0:
         for start, end, _ in before:
-            call.run("madvise", start, end - start, syscalls.MADV_DONTNEED)
+            call.inject("madvise", start, end - start, syscalls.MADV_DONTNEED)

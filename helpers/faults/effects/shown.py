@@ -136,7 +136,7 @@ def mark_frames(
         if when == "after" and low < high:
             numbers = set(call.frames(low, high)) if call.vmas(low, high) else set()
         if numbers:
-            call.act()
+            call.record()
             _frames(call, name).update(numbers)
             if other:
                 _frames(call, other).difference_update(numbers)
@@ -151,7 +151,7 @@ def mark_killed(name: str) -> Effect:
     def effect(call: Call) -> None:
         if call.args[0] & 0x7F and call.tid == call.pid:
             numbers = {n for s, e, _ in call.locked() for n in call.frames(s, e)}
-            if numbers and call.act():
+            if numbers and call.record():
                 _frames(call, name).update(numbers)
 
     return effect
@@ -266,7 +266,7 @@ def mark_all(name: str) -> Effect:
         numbers = {n for s, e, v in call.locked() if file(v) for n in call.frames(s, e)}
         result = yield
         if result == 0 and numbers:
-            call.act()
+            call.record()
             _frames(call, name).update(numbers)
 
     return effect
