@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.faults import catalogue
+from helpers.faults import catalogue, client
 from helpers.faults.fault import MECHANISMS
 from helpers.machine import timeouts
-from helpers.pytest_plugin import fault_injection
 from helpers.report import detection_matrix, result
 from helpers.syscalls.ptrace import TracingUnavailable, register_layout
 
@@ -208,7 +207,7 @@ def test_a_kernel_without_filters_is_refused(monkeypatch, missing, text):
     """Where system calls cannot be filtered, the probe says so: no fault is taken for acting."""
     monkeypatch.setattr("helpers.syscalls.seccomp.stop_at", missing)
     with pytest.raises(TracingUnavailable, match=text):
-        fault_injection.probe()
+        client.probe()
 
 
 def test_list_of_faults(suite):
