@@ -77,7 +77,9 @@ def test_mincore_of_part_of_a_mapping_begins_at_its_address():
     ("length", "entries"),
     [(1, 1), (PAGE - 1, 1), (PAGE, 1), (PAGE + 1, 2), (PAGE + PAGE // 2, 2), (3 * PAGE - 1, 3)],
 )
-@pytest.mark.detects("mincore-last-page-absent", "mincore-length-rounded-down")
+@pytest.mark.detects(
+    "mincore-last-page-absent", "mincore-length-rounded-down", "mincore-one-page-refused"
+)
 def test_mincore_length_rounds_up(length, entries):
     """A length that ends inside a page includes that page; nothing is written behind its
     byte."""

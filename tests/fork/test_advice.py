@@ -193,6 +193,7 @@ def test_wipeonfork_holds_for_the_next_generation():
     ],
 )
 @pytest.mark.parametrize("lock", [True, False], ids=["locked", "unlocked"])
+@pytest.mark.detects("wipeonfork-refused")
 def test_wipeonfork_accepts_private_anonymous_memory_only(kind, expected, lock):
     """MADV_WIPEONFORK of locked private anonymous memory succeeds, of shared or file memory fails
     with EINVAL: as without a lock."""

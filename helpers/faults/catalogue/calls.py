@@ -458,4 +458,11 @@ FAULTS = (
         "argument",
         {"mlockall": requests.set_bits(0, MCL_FUTURE, conditions.flag(0, MCL_CURRENT))},
     ),
+    Fault(
+        "mincore-one-page-refused",
+        CHAPTER,
+        "mincore of exactly one page gives ENOMEM",
+        "skipped",
+        {"mincore": requests.fail_with("ENOMEM", lambda c: c.args[1] == syscalls.PAGE)},
+    ),
 )

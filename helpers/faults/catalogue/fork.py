@@ -222,4 +222,11 @@ FAULTS = (
         "readout",
         on_reads(shown.edit_words(shown.COUNTS, shown.one_at_most)),
     ),
+    Fault(
+        "wipeonfork-refused",
+        CHAPTER,
+        "MADV_WIPEONFORK gives EINVAL for every memory",
+        "skipped",
+        {"madvise": requests.fail_with("EINVAL", lambda c: c.args[2] == syscalls.MADV_WIPEONFORK)},
+    ),
 )
