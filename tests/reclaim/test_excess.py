@@ -92,8 +92,17 @@ def test_limit_below_what_is_locked(reclaim):
             assert group.oom_kills() >= 1, "by the cgroup's OOM killer"
 
 
+SPARE = 256
+"""Pages, more than a CPU keeps charged ahead (MEMCG_CHARGE_BATCH, mm/memcontrol.c)."""
+
+
 def lock_result(region):
-    return syscalls.outcome(syscalls.mlock, region.addr, region.size)
+    spare = syscalls.mmap(0, SPARE * PAGE)
+    said = syscalls.outcome(syscalls.mlock, region.addr, region.size)
+    # Waits here for room, at a fault in user space. The answer's way through the pipe would be
+    # refused instead (its pages are charged too), and end this process.
+    syscalls.memset(spare, 1, SPARE * PAGE)
+    return said
 
 
 def test_lock_without_oom_killer_gives_eagain(reclaim):
