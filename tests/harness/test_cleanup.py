@@ -46,19 +46,25 @@ def traces() -> list[str]:
             found += [f"{folder}/{n}" for n in names if MARK.match(n)]
             if where in ("/var/tmp", "/tmp"):
                 names.clear()
-    for process in psutil.process_iter(["cmdline", "pid"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if (
-            "helpers.machine.cleanup_process" in command
-            and process.status() != psutil.STATUS_ZOMBIE
-        ):
+    for process in psutil.process_iter(["cmdline", "pid", "status"]):
+        command = process.info["cmdline"] or []
+        if "helpers.machine.cleanup_process" not in command:
+            continue
+        owner = int(command[-2])
+        elsewhere = owner not in family() and psutil.pid_exists(owner)
+        if process.info["status"] != psutil.STATUS_ZOMBIE and not elsewhere:
             found.append(f"cleanup {process.info['pid']} {command}")
     return sorted(t for t in found if not any(name in t for name in living()))
 
 
+def family() -> set[int]:
+    """This process and those below it: the owners of runs that we started."""
+    return {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
+
+
 def living() -> list[str]:
     """Names of runs whose owner lives and is none of ours: another run of the suite."""
-    ours = {os.getpid(), *(p.pid for p in psutil.Process().children(recursive=True))}
+    ours = family()
     found = []
     for owner in Path("/run/memlock-tests").glob("*/owner.json"):
         try:
