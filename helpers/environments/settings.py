@@ -78,6 +78,7 @@ def environments() -> Iterator[Environment]:
         yield _setting(str(_THP / "enabled"), value)
     for folder in sorted(_THP.glob("hugepages-*kB")):
         yield _setting(str(folder / "enabled"), "always")
+    yield _setting(str(_THP / "khugepaged/scan_sleep_millisecs"), "0")
     yield _setting("/sys/kernel/mm/ksm/run", "1")
     yield Environment(
         "huge pages reserved", re.compile("huge page"), around=_reserved, machine=True

@@ -240,6 +240,7 @@ SETTINGS = re.compile(
     r"|/proc/sys/user/max_user_namespaces"
     r"|/sys/kernel/mm/(lru_gen|ksm|transparent_hugepage)/\w+"
     r"|/sys/kernel/mm/transparent_hugepage/hugepages-\d+kB/enabled"
+    r"|/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"
 )
 
 

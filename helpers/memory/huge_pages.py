@@ -43,6 +43,16 @@ def enable_thp() -> None:
     syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
 
+def keep_huge_pages() -> None:
+    """Give this process no more huge pages; those that it has stay.
+
+    And keep khugepaged away from it: every few seconds that collapses again what was split, fills
+    a hole, or unmaps the small pages of a tmpfs file (collapse_pte_mapped_thp(),
+    retract_page_tables() in mm/khugepaged.c), in locked memory too.
+    """
+    syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+
+
 @contextmanager
 def thp_aligned_mapping(
     count: int = 1, *, fd: int = -1, prot: int = syscalls.PROT_RW, advise: bool = True

@@ -180,6 +180,7 @@ def test_huge_page_of_tmpfs_is_locked_whole_and_in_part():
         region.touch(0x31)
         if not huge_mappings.is_huge(region):
             inconclusive("tmpfs gave no huge page")
+        huge_pages.keep_huge_pages()
         lru_batches.mlock_drain_local()
         syscalls.mlock(region.addr, region.size)
         lru_batches.mlock_drain_local()

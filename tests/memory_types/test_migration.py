@@ -91,6 +91,7 @@ def huge_and_moved(region):
     """In the child: a locked huge page moved to the other node; whether that worked."""
     huge_pages.enable_thp()
     region.touch()
+    huge_pages.keep_huge_pages()
     syscalls.mlock(region.addr, region.size)
     lru_batches.mlock_drain_local()
     first = region.sub(0, 1)

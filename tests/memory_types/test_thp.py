@@ -77,6 +77,7 @@ def huge_page(locked=False):
         if locked:
             syscalls.mlock(region.addr, region.size)
         need_huge(region)
+        huge_pages.keep_huge_pages()
         yield region
 
 
@@ -537,6 +538,7 @@ def lay_out(half):
     """In the child: a huge page locked in part, and a neighbour not locked at all."""
     huge_pages.enable_thp()
     fill(half)
+    huge_pages.keep_huge_pages()
 
 
 @FLAGS

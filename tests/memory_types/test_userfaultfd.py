@@ -266,6 +266,7 @@ def test_huge_page_moved_between_locked_ranges_stays_locked(pages):
         syscalls.mlock2(target.addr, target.size, syscalls.MLOCK_ONFAULT)
         if not huge_mappings.is_huge(source):
             inconclusive("the kernel gave no huge page")
+        huge_pages.keep_huge_pages()
         with userfaultfd.open_fd(userfaultfd.FEATURE_MOVE) as fd:
             userfaultfd.register(fd, target)
             lru_batches.mlock_drain_local()
