@@ -123,3 +123,18 @@ def test_mark_that_makes_no_sense_is_refused(suite, marks, words):
     done = suite.run()
     assert done.returncode == 4, done.stdout + done.stderr
     assert words in done.stderr
+
+
+@pytest.mark.needs("kpageflags")
+def test_case_and_idle_child_hold_no_turn(suite):
+    """A forked case has no copy of the lock of a turn, nor a child that waits for its next one."""
+    suite.case(
+        "import os, pytest\n\n"
+        "def held():\n"
+        '    fds = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]\n'
+        '    return [t for t in map(os.path.realpath, fds) if "kpage" in t]\n\n'
+        '@pytest.mark.share_process\n@pytest.mark.parametrize("n", [1, 2])\n'
+        "def test_shares(n):\n    assert not held()\n\n"
+        "def test_alone():\n    assert not held()\n"
+    )
+    assert "3 passed" in suite.run().stdout
