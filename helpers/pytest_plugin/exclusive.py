@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import pytest
 
+from helpers.machine import timeouts
+
+PATIENCE = 10.0
+"""Seconds to wait for the cases of other runs: most take less than one."""
 _held: list[int] = []
 
 
@@ -19,21 +24,30 @@ def forget() -> None:
         os.close(_held.pop())
 
 
-@contextmanager
-def slot(item: pytest.Item) -> Iterator[None]:
+def slot(item: pytest.Item) -> AbstractContextManager[None]:
     """This case's turn: alone if it is ``exclusive``, beside the others if not.
-
-    One lock for all workers and for all runs on the machine, on a file that is always there
-    and that only root can open, so nothing is left behind and nobody else can hold it. Cases
-    that share nothing do not wait unless an exclusive one is running, or is next: a second
-    file is the gate that it closes while it waits for those inside to leave (flock(2) alone
-    would let new ones in before it for as long as they keep coming).
 
     Tests of the harness take no turn: the runs inside them do, and would wait for their own.
     """
     if item.path.parent.name == "harness":
-        yield
-        return
+        return nullcontext()
+    return _turn(alone=item.get_closest_marker("exclusive") is not None)
+
+
+def no_case_runs() -> AbstractContextManager[None]:
+    """No case of any run is running, for what changes the machine under all of them: taking a
+    swap area away reads back what anybody had in it. After :data:`PATIENCE` one does so anyway."""
+    return _turn(alone=True, until=timeouts.until(PATIENCE))
+
+
+@contextmanager
+def _turn(alone: bool, until: float | None = None) -> Iterator[None]:
+    """One lock for all workers and for all runs on the machine, on a file that is always there
+    and that only root can open, so nothing is left behind and nobody else can hold it. Cases
+    that share nothing do not wait unless an exclusive one is running, or is next: a second
+    file is the gate that it closes while it waits for those inside to leave (flock(2) alone
+    would let new ones in before it for as long as they keep coming).
+    """
     try:
         with ExitStack() as stack:
             fds = []
@@ -46,11 +60,23 @@ def slot(item: pytest.Item) -> Iterator[None]:
         return
     gate, room = _held[:] = fds
     with kept:
-        alone = item.get_closest_marker("exclusive") is not None
         for fd in (gate, room):
-            fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            _lock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, until)
         fcntl.flock(gate, fcntl.LOCK_UN)
         try:
             yield
         finally:
             _held.clear()
+
+
+def _lock(fd: int, how: int, until: float | None) -> None:
+    if until is None:
+        fcntl.flock(fd, how)
+        return
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        else:
+            return

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from helpers.machine import block_devices, cleanup_process, journal, state
+from helpers.pytest_plugin import exclusive
 from helpers.reclaim import cgroup, swap_area
 from helpers.reclaim.setup import SWAP_SIZE, ReclaimSetup
 from helpers.requirements import probing, requirement
@@ -204,11 +205,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     made = config.stash.get(reclaim_key, None)  # None: interrupted while it was made
     changed = made.run.settings() if made is not None else None
     try:
-        config.stash[stack_key].close()
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # its record stays for the cleanup process
+        with exclusive.no_case_runs():
+            config.stash[stack_key].close()
+    except (OSError, ValueError) as error:  # its record stays for the cleanup process
         problems.append(str(error))
     if made is not None and changed is not None and before_key in config.stash:
         lines, config.stash[notes_key] = state.diff(
