@@ -89,14 +89,16 @@ def kept(path, value):
     return path
 
 
+TOOLS = {n: importlib.import_module(f"helpers.{n}.__main__") for n in ("report", "faults")}
+"""Loaded now: a case that has become another user may not read the checkout."""
+
+
 def tool(name, *arguments):
     """``helpers.NAME`` in this process: exit code, standard output, lines of standard error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = importlib.import_module(f"helpers.{name}.__main__").main(
-                [str(each) for each in arguments]
-            )
+            code = TOOLS[name].main([str(each) for each in arguments])
         except SystemExit as end:
             code = end.code
     return code, out.getvalue(), err.getvalue().splitlines()
