@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import sub
 
+from helpers.memory import Region
+from helpers.observe import lru_batches
 from helpers.observe.pagemap import (
     FILE_OR_SHARED,
     PFN_MASK,
@@ -222,3 +224,12 @@ def describe(addr: int, pages: int, pid: int | str = "self") -> list[str]:
                 text += f" pfn {pfn:#x} (flags not readable: {error.strerror})"
         lines.append(text)
     return lines
+
+
+def mlocked(region: Region, pid: int | str = "self") -> str:
+    """PG_mlocked of each page of the region, ``"1"`` or ``"0"``, this CPU's batch drained first.
+
+    OSError for whoever may not read page flags.
+    """
+    lru_batches.mlock_drain_local()
+    return "".join("01"[is_set] for is_set in snapshot(region.addr, region.pages, pid).mlocked)

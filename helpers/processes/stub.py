@@ -178,10 +178,7 @@ class StubProcess:
     def __enter__(self) -> StubProcess:
         return self
 
-    def __exit__(
-        self,
-        *_: object,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
         os.close(self._answers)
         os.close(self._requests)

@@ -16,7 +16,6 @@ from helpers.observe import (
     page_faults,
     page_flags,
     pagemap,
-    residency,
     status,
 )
 from helpers.processes import Child
@@ -62,11 +61,6 @@ def need_merged(region):
         inconclusive(f"ksmd merged {ksm.merged(region)} of {N} equal pages")
 
 
-def mlocked(region):
-    lru_batches.mlock_drain_local()
-    return residency.bits(page_flags.snapshot(region.addr, region.pages).mlocked)
-
-
 @pytest.mark.needs("mergeable")
 def test_advice_to_merge_leaves_the_lock():
     """MADV_MERGEABLE and MADV_UNMERGEABLE of locked memory, of a part too, leave pages, mark and
@@ -105,17 +99,17 @@ def test_merged_pages_of_a_locked_range_are_marked(order, reclaim):
         assert status.vmlck_pages() == N, "VmLck"
         if order == "locked-first" or kernel_version.version() >= (5, 18, 0):
             # Before, a lock on fault left the marking of present pages to reclaim.
-            assert mlocked(region) == "1" * N, "the merged page is mlocked"
+            assert page_flags.mlocked(region) == "1" * N, "the merged page is mlocked"
         syscalls.store(region.at(3), b"own")
-        assert mlocked(region)[3] == "1", "the copy that a write made, too"
+        assert page_flags.mlocked(region)[3] == "1", "the copy that a write made, too"
         assert status.vmlck_pages() == N, "VmLck"
         assert maps.locked_kb() == status.vmlck_kb(), "the sum of lo VMAs"
         syscalls.madvise(region.addr, region.size, syscalls.MADV_UNMERGEABLE)
-        assert mlocked(region) == "1" * N, "taken apart: every page is mlocked"
+        assert page_flags.mlocked(region) == "1" * N, "taken apart: every page is mlocked"
         assert ksm.merged(region) == 0, "none is merged"
         assert syscalls.load(region.at(3), 3) == b"own", "contents"
         syscalls.munlock(region.addr, region.size)
-        assert mlocked(region) == "0" * N, "unlocked: none is marked"
+        assert page_flags.mlocked(region) == "0" * N, "unlocked: none is marked"
 
 
 @with_ksmd
@@ -128,7 +122,7 @@ def test_lock_takes_merged_pages_apart(reclaim):
         need_merged(region)
         with reclaim.setting(f"{ksm.FOLDER}/run", ksm.STOP):
             syscalls.mlock(region.addr, region.size)
-            assert mlocked(region) == "1" * N, "mlocked"
+            assert page_flags.mlocked(region) == "1" * N, "mlocked"
             assert ksm.merged(region) == 0, "none is merged"
             assert page_faults.faults_writing(region.addr, region.size).minor == 0, "no page faults"
 
@@ -147,11 +141,11 @@ def test_page_merged_from_locked_and_unlocked_stays_locked(reclaim):
             syscalls.madvise(each.addr, each.size, syscalls.MADV_MERGEABLE)
         need_merged(region)
         need_merged(other)
-        assert mlocked(region) == "1" * N, "mlocked"
+        assert page_flags.mlocked(region) == "1" * N, "mlocked"
         syscalls.munmap(other.addr, other.size)
-        assert mlocked(region) == "1" * N, "the other mapping's end leaves the mark"
+        assert page_flags.mlocked(region) == "1" * N, "the other mapping's end leaves the mark"
         syscalls.munlock(region.addr, region.size)
-        assert mlocked(region) == "0" * N, "unlocked"
+        assert page_flags.mlocked(region) == "0" * N, "unlocked"
 
 
 def prepare(pages):

@@ -35,11 +35,6 @@ COMPACTION = pytest.mark.needs("compaction", "allow-sysctl", "kpageflags")
 SYSCTL = "/proc/sys/vm/compact_unevictable_allowed"
 
 
-def mlocked(region, pid="self"):
-    lru_batches.mlock_drain_local()
-    return residency.bits(page_flags.snapshot(region.addr, region.pages, pid).mlocked)
-
-
 def contents(region):
     for page in range(region.pages):
         syscalls.store(region.at(page), bytes([page + 1]) * 16)
@@ -78,13 +73,13 @@ def test_locked_page_moved_to_another_node_stays_locked(kind, way):
             numa.migrate_pages(0, here, there)
         assert numa.page_nodes(locked) == [there] * 12, "on the other node"
         assert not set(pagemap.pfns(region.addr, 12)) & set(before), "in other frames"
-        assert mlocked(region) == "1" * 12 + "0" * 4, "mlocked where locked"
+        assert page_flags.mlocked(region) == "1" * 12 + "0" * 4, "mlocked where locked"
         seen = lock_accounting.read(region)
         assert (seen.pages, seen.vmlck) == ("L" * 12 + "-" * 4, 12), "lo and VmLck"
         assert intact(region), "contents"
         assert page_faults.faults_writing(locked.addr, locked.size).minor == 0, "no page faults"
         syscalls.munlock(region.addr, region.size)
-        assert mlocked(region) == "0" * N, "unlocked: none is marked"
+        assert page_flags.mlocked(region) == "0" * N, "unlocked: none is marked"
 
 
 def huge_and_moved(region):
@@ -149,12 +144,12 @@ def test_page_with_two_lockers_moves_with_both():
             numa.mbind(region, there, numa.MOVE_ALL)
             if numa.page_nodes(region) != [there] * N:
                 inconclusive("pages mapped by two processes were not moved (CAP_SYS_NICE)")
-            assert mlocked(region) == "1" * N, "moved: mlocked"
+            assert page_flags.mlocked(region) == "1" * N, "moved: mlocked"
             child.call(syscalls.munlock, region.addr, region.size)
             child.call(lru_batches.mlock_drain_local)
-            assert mlocked(region) == "1" * N, "the parent still holds them"
+            assert page_flags.mlocked(region) == "1" * N, "the parent still holds them"
             syscalls.munlock(region.addr, region.size)
-            assert mlocked(region) == "0" * N, "nobody does"
+            assert page_flags.mlocked(region) == "0" * N, "nobody does"
 
 
 @NODES
@@ -201,12 +196,12 @@ def test_compaction_moves_locked_pages_only_where_it_may(reclaim, allowed):
         half = region.sub(0, pages // 2)
         syscalls.mlock2(half.addr, half.size, syscalls.MLOCK_ONFAULT)
         before = pagemap.pfns(region.addr, pages)
-        marked = mlocked(half)
+        marked = page_flags.mlocked(half)
         compact()
         after = pagemap.pfns(region.addr, pages)
         moved = [a != b for a, b in zip(before, after)]
         locked_moved, free_moved = sum(moved[: pages // 2]), sum(moved[pages // 2 :])
-        assert mlocked(half) == marked == "01" * (pages // 4), "mlocked as before"
+        assert page_flags.mlocked(half) == marked == "01" * (pages // 4), "mlocked as before"
         assert residency.mapped_bits(half) == marked, "present as before"
         assert half.first_bytes().count(b"\x42") == pages // 4, "contents"
         if not free_moved:
@@ -250,7 +245,7 @@ def test_locked_pages_outlive_the_memory_they_lie_in(reclaim):
                     continue
                 assert chosen not in placed(region), "no page is left in it"
                 assert pagemap.present_count(region.addr, pages) == pages, "all are present"
-                assert mlocked(region) == "1" * pages, "and mlocked"
+                assert page_flags.mlocked(region) == "1" * pages, "and mlocked"
                 assert region.first_bytes() == contents, "contents"
                 assert status.vmlck_pages() == pages, "VmLck"
                 assert page_faults.faults_writing(region.addr, region.size).minor == 0, (
@@ -260,4 +255,4 @@ def test_locked_pages_outlive_the_memory_they_lie_in(reclaim):
         else:
             inconclusive(f"none of {len(set(inside))} blocks with locked pages could be emptied")
         syscalls.munlock(region.addr, region.size)
-        assert mlocked(region) == "0" * pages, "unlocked: none is marked"
+        assert page_flags.mlocked(region) == "0" * pages, "unlocked: none is marked"

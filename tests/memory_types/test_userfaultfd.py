@@ -36,11 +36,6 @@ BEFORE_5_18 = kernel_version.version() < (5, 18, 0)
 KINDS = pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 
 
-def mlocked(region):
-    lru_batches.mlock_drain_local()
-    return residency.bits(page_flags.snapshot(region.addr, region.pages).mlocked)
-
-
 def serve(fd, source, faults, seen):
     """Answer so many faults with copies of the source page, and note where they were."""
     for _ in range(faults):
@@ -133,12 +128,12 @@ def test_page_copied_into_a_locked_range_is_marked(kind):
         userfaultfd.copy(fd, region.at(6), source.addr, 2 * PAGE)
         assert residency.mapped_bits(region) == "01111111", "seven pages are there"
         if kind == "private" or not BEFORE_5_18:
-            assert mlocked(region) == "01111100", "those of the locked range are mlocked"
+            assert page_flags.mlocked(region) == "01111100", "those of the locked range are mlocked"
         assert status.vmlck_pages() == 6, "VmLck"
         assert maps.rollup_kb() == 5 * syscalls.PAGE_KB, "Locked"
         assert page_faults.faults_writing(region.at(1), 5 * PAGE).minor == 0, "no fault is left"
         syscalls.munlock(region.addr, region.size)
-        assert mlocked(region) == "0" * N, "unlocked: none is marked"
+        assert page_flags.mlocked(region) == "0" * N, "unlocked: none is marked"
 
 
 @UFFD
@@ -152,9 +147,9 @@ def test_zero_page_in_a_locked_range_is_not_marked_its_copy_is():
         syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         userfaultfd.zeropage(fd, region.addr, 4 * PAGE)
         assert residency.mapped_bits(region) == "11110000", "present"
-        assert mlocked(region) == "00000000", "zero pages"
+        assert page_flags.mlocked(region) == "00000000", "zero pages"
         syscalls.store(region.at(2), b"x")
-        assert mlocked(region) == "00100000", "a page of its own"
+        assert page_flags.mlocked(region) == "00100000", "a page of its own"
         assert status.vmlck_pages() == N, "VmLck"
 
 
@@ -172,14 +167,14 @@ def test_write_protection_of_locked_pages_keeps_them():
         userfaultfd.register(fd, region, userfaultfd.WP)
         before = pagemap.pfns(region.addr, N)
         userfaultfd.writeprotect(fd, region.addr, region.size, True)
-        assert mlocked(region) == "1" * N, "protected: mlocked"
+        assert page_flags.mlocked(region) == "1" * N, "protected: mlocked"
         assert status.vmlck_pages() == N, "VmLck"
         writer = threading.Thread(target=syscalls.store, args=(region.at(3), b"\x99"))
         writer.start()
         assert userfaultfd.wait_fault(fd) == region.at(3), "the write is reported"
         userfaultfd.writeprotect(fd, region.addr, region.size, False)
         writer.join()
-        assert mlocked(region) == "1" * N, "written: mlocked"
+        assert page_flags.mlocked(region) == "1" * N, "written: mlocked"
         moved = pagemap.pfns(region.addr, N)
         if moved[:3] + moved[4:] == before[:3] + before[4:]:  # else they were migrated
             assert moved[3] == before[3], "the page was not copied"
@@ -209,10 +204,10 @@ def test_page_of_the_cache_mapped_into_a_locked_range_is_marked():
         userfaultfd.uffd_continue(faults, region.addr, 6 * PAGE)
         userfaultfd.uffd_continue(faults, region.at(6), 2 * PAGE)
         assert residency.mapped_bits(region) == "1" * N, "mapped"
-        assert mlocked(region) == "11111100", "mlocked where locked"
+        assert page_flags.mlocked(region) == "11111100", "mlocked where locked"
         assert region.first_bytes() == b"\x55" * N, "contents"
         syscalls.munlock(region.addr, region.size)
-        assert mlocked(region) == "0" * N, "unlocked"
+        assert page_flags.mlocked(region) == "0" * N, "unlocked"
 
 
 @UFFD
@@ -236,12 +231,12 @@ def test_page_moved_between_equal_ranges_keeps_its_mark(locked):
         assert residency.mapped_bits(source) == "10001111", "three pages have left"
         assert residency.mapped_bits(target) == "00111000", "and arrived"
         mark = "1" if locked else "0"
-        assert mlocked(target) == f"00{mark * 3}000", "marked as the range is locked"
-        assert mlocked(source) == f"{mark}000{mark * 4}", "the others as before"
+        assert page_flags.mlocked(target) == f"00{mark * 3}000", "marked as the range is locked"
+        assert page_flags.mlocked(source) == f"{mark}000{mark * 4}", "the others as before"
         assert status.vmlck_pages() == (2 * N if locked else 0), "VmLck"
         assert target.sub(2, 3).first_bytes() == b"\x61" * 3, "contents"
         syscalls.munlock(target.addr, target.size)
-        assert mlocked(target) == "0" * N, "unlocked: none is marked"
+        assert page_flags.mlocked(target) == "0" * N, "unlocked: none is marked"
 
 
 @UFFD

@@ -5,6 +5,9 @@ The blocks of our own swap area are read past every cache, and in the same pass 
 an unlocked control must be found in them.
 """
 
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 
 from helpers import syscalls
@@ -41,10 +44,10 @@ def judge(reclaim, group, child, control, mask, control_mask):
     return found
 
 
-@pytest.mark.parametrize("lock", ["mlock", "onfault"])
-@pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "memfd-shared"])
-def test_secret_in_locked_memory_is_never_in_swap(reclaim, kind, lock):
-    """What was written to locked memory is not in the swap area; an unlocked secret is."""
+@contextmanager
+def planted(reclaim, kind="private", lock="mlock"):
+    """A child with a secret in memory that is locked so, and another in a control: the child, its
+    locked memory, and a function that reclaims and says how often the secret is in swap."""
     mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
     with reclaim.cgroup() as group, Child() as child:
         group.add(child.pid)
@@ -52,7 +55,15 @@ def test_secret_in_locked_memory_is_never_in_swap(reclaim, kind, lock):
         control = child.call(blank, kind, SIZE)
         child.call(secrets.plant, mask, locked)
         child.call(secrets.plant, other, control)
-        found = judge(reclaim, group, child, control, mask, other)
+        yield child, locked, partial(judge, reclaim, group, child, control, mask, other)
+
+
+@pytest.mark.parametrize("lock", ["mlock", "onfault"])
+@pytest.mark.parametrize("kind", ["private", "shared", "memfd-private", "memfd-shared"])
+def test_secret_in_locked_memory_is_never_in_swap(reclaim, kind, lock):
+    """What was written to locked memory is not in the swap area; an unlocked secret is."""
+    with planted(reclaim, kind, lock) as (*_, leaked):
+        found = leaked()
         assert found == 0, "the locked secret is nowhere in the swap area"
 
 
@@ -112,16 +123,10 @@ def test_mlockall_keeps_every_copy_out_of_swap(reclaim, flags):
 @pytest.mark.source("fork(2)")
 def test_forked_child_that_only_reads_leaks_nothing(reclaim):
     """A child that shares its parent's locked pages leaves the secret protected by the lock."""
-    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
-    with reclaim.cgroup() as group, Child() as child:
-        group.add(child.pid)
-        locked = child.call(blank, "private", SIZE, "mlock")
-        control = child.call(blank, "private", SIZE)
-        child.call(secrets.plant, mask, locked)
-        child.call(secrets.plant, other, control)
+    with planted(reclaim) as (child, locked, leaked):
         child.call(control_pairs.fork_grandchild)
         child.call(control_pairs.call_in_grandchild, range_state.absent_pages, locked, child.pid)
-        found = judge(reclaim, group, child, control, mask, other)
+        found = leaked()
         assert found == 0, "the locked secret is nowhere in the swap area"
 
 
@@ -132,19 +137,13 @@ def test_copy_on_write_after_fork_leaks_the_childs_copy(reclaim, writer):
 
     What users must know: lock again in the child, or exclude the range by MADV_DONTFORK.
     """
-    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
-    with reclaim.cgroup() as group, Child() as child:
-        group.add(child.pid)
-        locked = child.call(blank, "private", SIZE, "mlock")
-        control = child.call(blank, "private", SIZE)
-        child.call(secrets.plant, mask, locked)
-        child.call(secrets.plant, other, control)
+    with planted(reclaim) as (child, locked, leaked):
         pid = child.call(control_pairs.fork_grandchild)
         if writer == "child":
             child.call(control_pairs.call_in_grandchild, locked.touch)
         else:
             child.call(locked.touch)
-        found = judge(reclaim, group, child, control, mask, other)
+        found = leaked()
         if range_state.absent_pages(locked, pid) < SIZE // 2:
             inconclusive("the child's copies were not swapped out")
         assert range_state.absent_pages(locked, child.pid) == 0, "the parent's pages are in memory"
@@ -155,13 +154,7 @@ def test_copy_on_write_after_fork_leaks_the_childs_copy(reclaim, writer):
 @pytest.mark.parametrize("way", ["DONTFORK", "WIPEONFORK", "lock in child"])
 def test_remedies_against_the_childs_copy(reclaim, way):
     """MADV_DONTFORK, MADV_WIPEONFORK, or a lock in the child keep the secret out of swap."""
-    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
-    with reclaim.cgroup() as group, Child() as child:
-        group.add(child.pid)
-        locked = child.call(blank, "private", SIZE, "mlock")
-        control = child.call(blank, "private", SIZE)
-        child.call(secrets.plant, mask, locked)
-        child.call(secrets.plant, other, control)
+    with planted(reclaim) as (child, locked, leaked):
         if way != "lock in child":
             advice = syscalls.MADV_DONTFORK if way == "DONTFORK" else syscalls.MADV_WIPEONFORK
             child.call(syscalls.madvise, locked.addr, locked.size, advice)
@@ -171,7 +164,7 @@ def test_remedies_against_the_childs_copy(reclaim, way):
         if way != "DONTFORK":
             child.call(control_pairs.call_in_grandchild, locked.touch)
         child.call(locked.touch)
-        found = judge(reclaim, group, child, control, mask, other)
+        found = leaked()
         assert found == 0, "the secret is nowhere in the swap area"
 
 
@@ -202,15 +195,9 @@ def copy_out(region):
 
 def test_copy_made_of_a_locked_secret_is_not_protected(reclaim):
     """The lock is on the memory, not on its contents: a copy elsewhere is swapped out."""
-    mask, other = secrets.new_secret_mask(), secrets.new_secret_mask()
-    with reclaim.cgroup() as group, Child() as child:
-        group.add(child.pid)
-        locked = child.call(blank, "private", SIZE, "mlock")
-        control = child.call(blank, "private", SIZE)
-        child.call(secrets.plant, mask, locked)
-        child.call(secrets.plant, other, control)
+    with planted(reclaim) as (child, locked, leaked):
         copy = child.call(copy_out, locked)
-        found = judge(reclaim, group, child, control, mask, other)
+        found = leaked()
         if range_state.absent_pages(copy, child.pid) < SIZE // 2:
             inconclusive("the copy was not swapped out")
         assert range_state.absent_pages(locked, child.pid) == 0, "the original is in memory"
