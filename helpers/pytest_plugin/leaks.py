@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 
 from helpers import syscalls
+from helpers.machine import timeouts
 from helpers.observe import status
 from helpers.syscalls import MS_ASYNC, MS_INVALIDATE, PAGE
 
@@ -55,6 +57,13 @@ def _namespace(name: str) -> str:
         return "none"
 
 
+def wait_for_threads(count: str) -> None:
+    """Wait, a second at most, for threads that were joined and have not left the kernel yet."""
+    until = timeouts.until(1)
+    while str(len(os.listdir("/proc/self/task"))) != count and time.monotonic() < until:
+        time.sleep(0.001)
+
+
 def read() -> dict[str, str]:
     """State of this process that a case must put back, by name."""
     fields = status.fields()
@@ -80,6 +89,7 @@ def read() -> dict[str, str]:
 
 def since(before: dict[str, str]) -> list[str]:
     """One line for each difference from ``before`` (:func:`read`)."""
+    wait_for_threads(before["Threads"])
     now = read()
     lines = []
     for name in {**before, **now}:

@@ -13,8 +13,9 @@ MARKERS = {
     "source": "source(*texts): where the behaviour is documented",
     "claim": "claim(*ids): rows of docs/claims.md (W1 …)",
     "deviation": "deviation(id): a kernel fault known to helpers/requirements/deviations.py",
-    "share_process": "share_process: variants of the function may run in one process, since each "
-    "puts back what it changes there",
+    "share_process": "share_process: items of the module (of the parametrized function) may run in "
+    "one process, since each puts back what it changes there",
+    "own_process": "own_process: an item of such a module that does not",
     "detects": "detects(*faults): faults of helpers/faults/catalogue that break the statement",
     "deadline": "deadline(seconds): a limit other than --deadline for this case",
 }

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Consecutive variants of one parametrized function in one forked child (mark ``share_process``).
+"""Consecutive items of one module or function in one forked child (mark ``share_process``).
 
 Groups are formed from the items as they come: nothing is reordered, nothing is looked up further
 ahead than the next item. The child serves the next item only after one that passed, or was
 inconclusive, and left nothing behind (:mod:`helpers.pytest_plugin.leaks`); after anything else the
-next one gets a fresh child, so that a failure never reaches its neighbours.
+next one gets a fresh child, so that a failure never reaches its neighbours. A module that carries
+the mark shares one among all its items but those marked ``own_process``; else a function does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from helpers.pytest_plugin import case_process, leaks, machine_setup, wire
 from helpers.syscalls import scarcity
 
 MARK = "share_process"
+OWN = "own_process"
 CHOICES = ("never", "marked", "all")
 
 
@@ -32,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--share-process",
         choices=CHOICES,
         default="marked",
-        help="which parametrized functions run their variants in one process: those marked "
+        help="which consecutive items run in one process: those of modules and functions marked "
         "share_process (default), none, or all that are not exclusive (lists what they leave "
         "behind)",
     )
@@ -41,7 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)  # after what adds marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if not (mark := item.get_closest_marker(MARK)):
+        node, mark = _mark(item)
+        if node is not item or mark is None:
             continue
         why = ""
         if mark.args or mark.kwargs:
@@ -56,22 +59,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class GroupKey:
-    """The function whose items share a process."""
+    """The module whose items share a process, or the function of it."""
 
     path: Path
-    function: str
+    function: str = ""
+
+
+def _mark(item: pytest.Item) -> tuple[Any, pytest.Mark | None]:
+    """The outermost node that carries the mark, with it: the module, where that carries it."""
+    return next(reversed([*item.iter_markers_with_node(MARK)]), (None, None))
 
 
 def group_key(item: pytest.Item | None) -> GroupKey | None:
     """The group of an item; None where it runs in a process of its own."""
-    if item is None or item.get_closest_marker("skip") or not hasattr(item, "callspec"):
+    if item is None or item.get_closest_marker("skip"):
         return None
     choice = item.config.getoption("--share-process")
     if choice == "never" or item.get_closest_marker("exclusive"):
         return None
-    if choice == "marked" and not item.get_closest_marker(MARK):
+    if choice == "all":
+        return GroupKey(item.path)
+    node, mark = _mark(item)
+    if mark is None or item.get_closest_marker(OWN):
         return None
-    return GroupKey(item.path, item.originalname)  # type: ignore[attr-defined]
+    return GroupKey(item.path, item.originalname if node is item else "")
 
 
 class SharedChild:
@@ -170,7 +181,8 @@ def _run(
         return [case_process.crashed(item, cause, started, time.monotonic() - begun)]
     reports = [case_process.report_from(item, fields) for fields in data]
     sound = not any(r.failed or hasattr(r, "wasxfail") for r in reports)
-    if left and sound:
+    # What skips half way may leave its preparations behind: no fault of the case.
+    if left and sound and not any(r.skipped for r in reports):
         reports[-1] = _leaked(reports[-1], left)
     if left or not sound or following is None:
         end(item.config)
@@ -180,7 +192,7 @@ def _run(
 def _leaked(last: pytest.TestReport, left: list[str]) -> pytest.TestReport:
     """A failed teardown: the statement held, the test is at fault."""
     last.when, last.outcome = "teardown", "failed"
-    last.longrepr = f"left behind: {'; '.join(left)}. Undo it in the test, or take {MARK} away."
+    last.longrepr = f"left behind: {'; '.join(left)}. Undo it in the test, or mark it {OWN}."
     return last
 
 

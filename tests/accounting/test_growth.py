@@ -12,7 +12,11 @@ from helpers.processes import Child
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2) NOTES")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:16", "smaps-flags"),
+    pytest.mark.source("mlock(2) NOTES"),
+]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,7 @@ def test_stack_growth_is_counted(steps, letter):
         )
 
 
+@pytest.mark.own_process
 @pytest.mark.needs("stack-growth")
 def test_growth_of_main_stack_is_counted():
     """A touch below a locked page at the end of [stack] counts every page of the growth."""

@@ -9,6 +9,7 @@ from helpers.observe import lock_accounting, maps, status
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock-all", "smaps-flags"),
     pytest.mark.source("mlock(2); mm/mlock.c mlock_fixup"),
 ]
@@ -24,6 +25,7 @@ def lock_nothing_resident(region):
     syscalls.outcome(syscalls.mlock2, region.addr, region.size, syscalls.MLOCK_ONFAULT)
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize(
     "pages",
     [

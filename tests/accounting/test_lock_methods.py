@@ -12,7 +12,11 @@ from helpers.observe import lock_accounting, mincore, pagemap
 from helpers.observe.lock_accounting import expect
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:16", "smaps-flags"),
+    pytest.mark.source("mlock(2)"),
+]
 
 SHARED_ANONYMOUS = syscalls.MAP_SHARED | syscalls.MAP_ANONYMOUS
 
@@ -29,7 +33,6 @@ POPULATING = pytest.mark.parametrize("lock", [syscalls.mlock, lock_full], ids=["
 
 
 @POPULATING
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("vmlck-one-page-less", "vmlck-always-zero", "vmlck-shared-uncounted")
 def test_vmlck_grows_by_locked_length(kind, lock):
@@ -45,7 +48,6 @@ def test_vmlck_grows_by_locked_length(kind, lock):
 
 
 @pytest.mark.claim("W17")
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_onfault_lock_counts_at_once(kind):
     """mlock2(MLOCK_ONFAULT) counts every page before any is touched; a touch adds that page to
@@ -69,7 +71,6 @@ def test_onfault_lock_counts_at_once(kind):
 
 
 @pytest.mark.source("mmap(2) MAP_LOCKED")
-@pytest.mark.share_process
 @pytest.mark.parametrize("flags", [0, syscalls.MAP_NONBLOCK], ids=["blocking", "nonblock"])
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("vmlck-mmap-uncounted", "vmlck-mmap-one-short")
@@ -111,7 +112,6 @@ def test_map_locked_beside_locked_counts(kind):
 PARTS = [(0, 1), (0, 3), (2, 4), (5, 3), (7, 1), (0, 8)]
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("kind", "first", "count"),
     [
@@ -146,7 +146,6 @@ def test_part_locked_on_fault_counts_alone(first, count):
 
 
 @pytest.mark.needs("mincore")
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("offset", "length", "expected"),
     [

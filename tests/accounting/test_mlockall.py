@@ -16,6 +16,7 @@ from helpers.processes import Child
 from helpers.syscalls import PAGE, sysv
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock-all", "smaps-flags"),
     pytest.mark.source("mlockall(2)"),
     pytest.mark.claim("W7"),

@@ -10,7 +10,11 @@ from helpers.observe import lock_accounting, pagemap
 from helpers.observe.lock_accounting import expect
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mremap(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:16", "smaps-flags"),
+    pytest.mark.source("mremap(2)"),
+]
 
 MAYMOVE = syscalls.MREMAP_MAYMOVE
 FIXED = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED

@@ -15,7 +15,11 @@ from helpers.processes import Child, rlimits
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE, io_uring
 
-pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:16", "smaps-flags"),
+    pytest.mark.source("mlock(2)"),
+]
 
 SPECIAL = frozenset({"io", "de", "pf", "mm"})  # VM_SPECIAL
 

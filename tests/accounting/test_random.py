@@ -15,7 +15,11 @@ from helpers.observe import lock_accounting, maps, pagemap, status
 from helpers.processes import rlimits
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("smaps-flags"), pytest.mark.source("mlock(2), mmap(2), mremap(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("smaps-flags"),
+    pytest.mark.source("mlock(2), mmap(2), mremap(2)"),
+]
 
 PAGES = 8
 SMAPS_EVERY = 20

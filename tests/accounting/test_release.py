@@ -12,7 +12,11 @@ from helpers.observe import lock_accounting
 from helpers.observe.lock_accounting import expect
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("munlock(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:16", "smaps-flags"),
+    pytest.mark.source("munlock(2)"),
+]
 
 FIXED = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
 
@@ -36,7 +40,6 @@ RELEASES = pytest.mark.parametrize(
 
 
 @RELEASES
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("before", "first", "count", "after"),
     [
@@ -65,7 +68,6 @@ def test_release_takes_exactly_its_pages(release, before, first, count, after):
 
 
 @RELEASES
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["shared", "memfd-private", "file-shared", "file-private"])
 def test_release_of_other_kinds(release, kind):
     """File and shared memory leave VmLck like anonymous memory: head, middle, tail, rest."""

@@ -11,6 +11,7 @@ from helpers.processes import Child
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:16", "smaps-flags"),
     pytest.mark.source("mlock(2) NOTES: memory locks do not stack"),
 ]
@@ -48,7 +49,6 @@ def test_onfault_then_full_lock_counts_once():
         )
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(("first", "second"), ["LL", "LF", "FL"])
 @pytest.mark.parametrize(
     ("one", "other"),

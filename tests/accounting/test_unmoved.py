@@ -12,10 +12,13 @@ from helpers.observe.lock_accounting import expect
 from helpers.processes import Child
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("lock:16", "smaps-flags"), pytest.mark.source("mlock(2) NOTES")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:16", "smaps-flags"),
+    pytest.mark.source("mlock(2) NOTES"),
+]
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("kind", "letter"), [("private", "L"), ("private", "F"), ("memfd-shared", "L")]
 )

@@ -11,7 +11,11 @@ from helpers.observe import maps, pagemap, status
 from helpers.pytest_plugin.parametrize import by_call, by_entry_point
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("smaps-flags", "lock:16"), pytest.mark.source("mlock(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("smaps-flags", "lock:16"),
+    pytest.mark.source("mlock(2)"),
+]
 
 PAGES = 10
 

@@ -9,7 +9,7 @@ from helpers.observe import maps, status
 from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, PAGE
 
-pytestmark = pytest.mark.needs("smaps-flags", "lock:8")
+pytestmark = [pytest.mark.share_process, pytest.mark.needs("smaps-flags", "lock:8")]
 
 BITS = [1 << n for n in range(32)]
 WHOLE_INT = 0xFFFFFFFF

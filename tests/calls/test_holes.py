@@ -18,6 +18,7 @@ from helpers.pytest_plugin.parametrize import by_call, by_entry_point
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("smaps-flags", "lock:8"),
     pytest.mark.source("mlock(2) ERRORS", "POSIX mlock(): on failure no lock is changed"),
 ]

@@ -10,6 +10,7 @@ from helpers.processes import rlimits
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("smaps-flags", "lock:8"),
     pytest.mark.source("mmap(2) MAP_LOCKED, ERRORS"),
 ]
@@ -22,7 +23,6 @@ def shape(region):
     return maps.locks(region.addr, region.end, PAGE)
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("maplocked-ignored")
 def test_map_locked_locks_counts_and_populates(kind):

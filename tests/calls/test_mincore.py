@@ -15,7 +15,11 @@ from helpers.observe import maps
 from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import PAGE, PROT_NONE, PROT_READ
 
-pytestmark = [pytest.mark.needs("mincore"), pytest.mark.source("mincore(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("mincore"),
+    pytest.mark.source("mincore(2)"),
+]
 
 UNTOUCHED = 0xEE
 """A byte that mincore never writes."""
@@ -72,7 +76,6 @@ def test_mincore_of_part_of_a_mapping_begins_at_its_address():
         assert seen == wanted, "each part reads as that part of the whole"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("length", "entries"),
     [(1, 1), (PAGE - 1, 1), (PAGE, 1), (PAGE + 1, 2), (PAGE + PAGE // 2, 2), (3 * PAGE - 1, 3)],

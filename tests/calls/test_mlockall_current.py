@@ -12,6 +12,7 @@ from helpers.observe import maps, pagemap, status
 from helpers.syscalls import MCL_CURRENT, MCL_ONFAULT, PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("smaps-flags", "lock-all"),
     pytest.mark.source("mlockall(2)"),
     pytest.mark.claim("W7"),
@@ -122,6 +123,7 @@ def test_mlockall_current_locks_all_but_special_mappings(flags):
     assert vmlck == sum(v.kb for v in lockable), "which is VmSize without the special mappings"
 
 
+@pytest.mark.own_process
 @pytest.mark.detects("mlockall-current-implies-future")
 def test_mlockall_current_leaves_later_mappings_alone():
     """A mapping made after mlockall(MCL_CURRENT) is neither locked nor populated."""
@@ -134,6 +136,7 @@ def test_mlockall_current_leaves_later_mappings_alone():
             assert pagemap.present_count(later.addr, PAGES) == 0, "nor is it populated"
 
 
+@pytest.mark.own_process
 @pytest.mark.detects("mlockall-reports-populate-errors")
 def test_mlockall_hides_population_failure():
     """mlockall(MCL_CURRENT) returns 0 though it cannot populate memory without access or past
@@ -163,6 +166,7 @@ def test_mlockall_hides_population_failure():
     os.close(empty)
 
 
+@pytest.mark.own_process
 def test_mlockall_current_converts_earlier_locks():
     """mlockall(MCL_CURRENT) turns locks on fault into full ones and populates them; with
     MCL_ONFAULT it turns full ones into locks on fault and keeps what is resident."""

@@ -12,6 +12,7 @@ from helpers.processes import rlimits
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("smaps-flags", "lock-all"),
     pytest.mark.source("mlockall(2)"),
     pytest.mark.claim("W7"),

@@ -15,6 +15,7 @@ from helpers.observe import maps, pagemap, status
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("smaps-flags", "lock-all"),
     pytest.mark.source("mlockall(2)", "apply_mlockall_flags() in mm/mlock.c"),
     pytest.mark.claim("W7", "W8"),

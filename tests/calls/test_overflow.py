@@ -10,7 +10,11 @@ from helpers.processes import credentials, rlimits
 from helpers.pytest_plugin.parametrize import by_call
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("smaps-flags", "lock:8"), pytest.mark.source("mlock(2) ERRORS")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("smaps-flags", "lock:8"),
+    pytest.mark.source("mlock(2) ERRORS"),
+]
 
 DOORS = [syscalls.RAW, syscalls.GLIBC]
 MUNLOCK = ("munlock",)

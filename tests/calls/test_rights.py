@@ -14,6 +14,7 @@ from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock-calls", "smaps-flags"),
     pytest.mark.source("mlock(2) ERRORS", "can_do_mlock() in mm/mlock.c"),
 ]

@@ -12,7 +12,11 @@ from helpers.observe import maps, pagemap, status
 from helpers.pytest_plugin.parametrize import by_call, by_entry_point
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("smaps-flags", "lock:16"), pytest.mark.source("mlock(2) NOTES")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("smaps-flags", "lock:16"),
+    pytest.mark.source("mlock(2) NOTES"),
+]
 
 
 WINDOW = 4

@@ -13,6 +13,7 @@ from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import MCL_CURRENT, PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("smaps-flags", "lock:8"),
     pytest.mark.source("mlock(2) NOTES: memory locks do not stack"),
 ]
@@ -25,7 +26,6 @@ def shape(region):
     return maps.locks(region.addr, region.end, PAGE)
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     "locks",
     [
@@ -53,6 +53,7 @@ def test_locks_do_not_stack(locks, flags):
         assert status.vmlck_pages() == 0, "VmLck is 0"
 
 
+@pytest.mark.own_process
 @pytest.mark.needs("lock-all")
 def test_mlockall_does_not_stack_either():
     """After mlockall twice and mlock twice, one munlock unlocks the range."""

@@ -15,7 +15,11 @@ from helpers.observe import maps, pagemap, status
 from helpers.pytest_plugin.parametrize import by_entry_point
 from helpers.syscalls import PAGE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
 
-pytestmark = [pytest.mark.needs("smaps-flags", "lock:8"), pytest.mark.source("mlock(2) ERRORS")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("smaps-flags", "lock:8"),
+    pytest.mark.source("mlock(2) ERRORS"),
+]
 
 MIXED = pytest.mark.parametrize(
     ("calls", "how"),

@@ -10,7 +10,11 @@ from helpers.processes import Child, ChildKilled
 from helpers.syscalls import PAGE
 
 N = 8
-pytestmark = [pytest.mark.needs(f"lock:{N}"), pytest.mark.source("madvise(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs(f"lock:{N}"),
+    pytest.mark.source("madvise(2)"),
+]
 LOCKS = pytest.mark.parametrize("flags", [0, syscalls.MLOCK_ONFAULT], ids=["now", "onfault"])
 
 
@@ -30,7 +34,6 @@ def locked(region: Region, flags: int) -> tuple[int, int, list, list]:
     return state(region)
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared", "memfd-private"])
 @LOCKS
 @pytest.mark.detects("fork-dontfork-ignored")
@@ -180,7 +183,6 @@ def test_wipeonfork_holds_for_the_next_generation():
         assert seen == (bytes(N), 0), "contents and VmLck of the grandchild"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

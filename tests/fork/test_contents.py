@@ -10,7 +10,11 @@ from helpers.processes import Child
 from helpers.syscalls import PAGE, PAGE_KB
 
 N = 8
-pytestmark = [pytest.mark.needs(f"lock:{N}"), pytest.mark.source("fork(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs(f"lock:{N}"),
+    pytest.mark.source("fork(2)"),
+]
 WRITTEN = pytest.mark.parametrize(
     "pages", [(0,), (N - 1,), (3, 4), (1, 3, 6), tuple(range(N))], ids=lambda p: str(list(p))
 )
@@ -120,7 +124,6 @@ def test_reading_leaves_pages_shared(kind):
 
 
 @pytest.mark.claim("W22", "W3", "W6")
-@pytest.mark.share_process
 @pytest.mark.parametrize("who", ["parent", "child"])
 @pytest.mark.parametrize(("first", "pages"), [(0, 1), (5, 3), (0, N)])
 def test_writes_after_fork_fault_once_a_page(who, first, pages):

@@ -19,6 +19,7 @@ from helpers.syscalls import PAGE
 
 N = 8
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs(f"lock:{N + 1}", "kpageflags", "kpagecount"),
     pytest.mark.source("fork(2)", "Documentation/mm/unevictable-lru.rst"),
 ]
@@ -326,7 +327,6 @@ def let_go(child: Child, call: str, region: Region) -> None:
 
 
 @pytest.mark.claim("W13", "W15")
-@pytest.mark.share_process
 @pytest.mark.parametrize("written", [(), (1, 4)], ids=["read", "wrote"])
 @pytest.mark.parametrize("call", ["munlock", "munmap", "exec", "exit", "SIGKILL"])
 @pytest.mark.usefixtures("one_cpu")

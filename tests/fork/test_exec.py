@@ -14,6 +14,7 @@ from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 N = 6
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.source("execve(2)", "mlock(2) NOTES: locks are removed on execve"),
 ]
 FUTURES = pytest.mark.parametrize(
@@ -139,6 +140,7 @@ def failing_execve(region: Region, path: str) -> tuple[str, tuple[int, list], li
     return seen, locks(region), pagemap.present(region.addr, N)
 
 
+@pytest.mark.own_process
 @pytest.mark.needs(f"lock:{N}")
 @pytest.mark.parametrize("error", ["ENOENT", "EACCES", "ENOEXEC"])
 @pytest.mark.detects("exec-failed-unlocks")

@@ -12,7 +12,11 @@ from helpers.observe import maps, pagemap, status
 from helpers.processes import Child, run
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
-pytestmark = [pytest.mark.source("mlock(2) NOTES: Linux notes"), pytest.mark.claim("W19")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.source("mlock(2) NOTES: Linux notes"),
+    pytest.mark.claim("W19"),
+]
 
 N = 6
 # MCL_FUTURE alone locks only what the interpreter maps from then on.
@@ -50,7 +54,6 @@ def lock_by(route: str, region: Region) -> None:
 
 
 @pytest.mark.needs(f"lock:{N}")
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.parametrize("route", ["mlock", "onfault", "MAP_LOCKED"])
 @pytest.mark.detects(

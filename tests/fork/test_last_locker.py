@@ -14,6 +14,7 @@ from helpers.syscalls import PAGE
 
 N = 4
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs(f"lock:{N + 1}", "kpageflags"),
     pytest.mark.claim("W13", "W15", "W18"),
     pytest.mark.source("Documentation/mm/unevictable-lru.rst"),
@@ -56,7 +57,6 @@ def start(region: Region) -> None:
     assert mlocked(region) == NONE, "nobody has locked yet"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["shared", "memfd-shared"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.usefixtures("one_cpu")
@@ -79,7 +79,6 @@ def test_page_of_an_only_locker_is_released_whichever_way_it_goes(kind, way):
 ORDERS = [(WAYS[i], WAYS[(i + 2) % len(WAYS)], WAYS[(i + 3) % len(WAYS)]) for i in range(len(WAYS))]
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("ways", ORDERS, ids="-".join)
 @pytest.mark.usefixtures("one_cpu")
 @pytest.mark.detects("exit-clears-others")
@@ -100,7 +99,6 @@ def test_page_of_three_lockers_is_released_by_the_last(ways):
             assert mlocked(region) == NONE, f"no locker left after {ways[2]}"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("order", list(permutations(range(3))), ids=lambda o: "".join(map(str, o)))
 @pytest.mark.usefixtures("one_cpu")
 def test_order_of_unlocking_does_not_matter(order):

@@ -10,7 +10,7 @@ from helpers.processes import Child
 from helpers.syscalls import PAGE
 
 N = 6
-pytestmark = [
+pytestmark = [pytest.mark.share_process,
     pytest.mark.needs(f"lock:{N}"),
     pytest.mark.source("mlock(2) NOTES", "POSIX munlock(): locks of other processes stay"),
 ]  # fmt: skip
@@ -31,7 +31,6 @@ NONE = (0, [(0, N, "")], "ok")
 MIDDLE = (2, [(0, 2, ""), (2, 4, "lo"), (4, N, "")], "EBUSY")
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_child_locks_inherited_memory_for_itself(kind):
     """A child may lock what its parent left unlocked, populating it; the parent gets no lock,
@@ -62,7 +61,6 @@ def test_child_locks_and_unlocks_beside_the_parents_lock(kind):
         assert locks(region) == ALL, "the parent's lock stays"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared"])
 @pytest.mark.parametrize("call", ["munlock", "munlockall", "munmap"])
 def test_parents_unlock_leaves_the_childs_lock(kind, call):
@@ -105,7 +103,6 @@ WAYS = ["munlock", "munlockall", "munmap", "MAP_FIXED", "exec", "exit", "SIGKILL
 
 
 @pytest.mark.claim("W13")
-@pytest.mark.share_process
 @pytest.mark.parametrize("own", [False, True], ids=["lockless", "locker"])
 @pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared"])
 @pytest.mark.parametrize("call", WAYS)

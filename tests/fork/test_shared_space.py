@@ -15,7 +15,11 @@ from helpers.processes import Child, ChildKilled, call_in_vfork_child
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 N = 6
-pytestmark = [pytest.mark.needs(f"lock:{N}"), pytest.mark.source("mlock(2)", "clone(2) CLONE_VM")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs(f"lock:{N}"),
+    pytest.mark.source("mlock(2)", "clone(2) CLONE_VM"),
+]
 KINDS = pytest.mark.parametrize("kind", ["private", "shared", "memfd-shared"])
 
 

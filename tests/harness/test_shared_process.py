@@ -125,6 +125,37 @@ def test_mark_that_makes_no_sense_is_refused(suite, marks, words):
     assert words in done.stderr
 
 
+def test_module_shares_but_for_what_asks_for_its_own(suite):
+    """Functions of a marked module share a process, except exclusive ones and own_process."""
+    suite.case(
+        "import os, pytest\n\npytestmark = pytest.mark.share_process\n\n"
+        "def say(name):\n"
+        '    with open("pids", "a") as file:\n'
+        '        file.write(f"{name} {os.getpid()}\\n")\n\n'
+        'def test_a():\n    say("a")\n\ndef test_b():\n    say("b")\n\n'
+        '@pytest.mark.own_process\ndef test_own():\n    say("own")\n\n'
+        'def test_c():\n    say("c")\n\ndef test_d():\n    say("d")\n\n'
+        '@pytest.mark.exclusive\ndef test_exclusive():\n    say("exclusive")\n'
+    )
+    done = suite.run()
+    assert "6 passed" in done.stdout, done.stdout + done.stderr
+    seen = pids(suite)
+    assert seen["a"] == seen["b"]
+    assert seen["c"] == seen["d"]
+    assert len({seen[name] for name in ("a", "c", "own", "exclusive")}) == 4
+
+
+def test_skip_that_leaves_something_is_replaced(suite):
+    """An item that skips half way is no broken set-up: the next one gets a fresh process."""
+    suite.case(
+        "import os, pytest\nfrom helpers.requirements.inconclusive import inconclusive\n\n"
+        "pytestmark = pytest.mark.share_process\n\n"
+        'def test_a():\n    os.open("/dev/null", 0)\n    inconclusive("nothing moved")\n\n'
+        "def test_b():\n    pass\n"
+    )
+    assert "1 passed, 1 skipped" in suite.run().stdout
+
+
 @pytest.mark.needs("kpageflags")
 def test_case_and_idle_child_hold_no_turn(suite):
     """A forked case has no copy of the lock of a turn, nor a child that waits for its next one."""

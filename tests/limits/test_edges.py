@@ -15,7 +15,10 @@ from helpers.processes.rlimits import (
 )
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.source("mlock(2) ERRORS", "getrlimit(2) RLIMIT_MEMLOCK")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.source("mlock(2) ERRORS", "getrlimit(2) RLIMIT_MEMLOCK"),
+]
 
 
 def map_locked(addr, size, flags=syscalls.MAP_PRIVATE):
@@ -139,7 +142,6 @@ def test_limit_below_one_page_refuses_mlockall_with_enomem(limit):
         assert locked_pages() == 0, "nothing is locked"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("offset", "length", "pages"),
     [
@@ -190,7 +192,6 @@ def test_limit_refuses_every_longer_range_and_no_other():
         assert locked_pages() == 0, "all is given back"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", memory.MAPPING_KINDS)
 @pytest.mark.needs("limit:4")
 @pytest.mark.detects("limit-onfault-unchecked", "limit-mlock-eagain")
@@ -207,7 +208,6 @@ def test_limit_holds_for_mlock_of_each_kind(kind):
         assert locked_pages() == 4, "four pages are counted"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", memory.MAPPING_KINDS)
 @pytest.mark.needs("limit:4")
 @pytest.mark.detects("limit-mmap-unchecked", "limit-mmap-equal-refused", "limit-mmap-enomem")

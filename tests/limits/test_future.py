@@ -11,6 +11,7 @@ from helpers.processes.stub import StubProcess
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE, PAGE_KB, sysv
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("stub-process", "limit:8"),
     pytest.mark.source("mlockall(2) MCL_FUTURE", "mlock_future_ok() in mm/mmap.c"),
 ]

@@ -14,7 +14,11 @@ HOW = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_HUGETLB
 # What is never populated takes no page from the few there are.
 EMPTY = HOW | syscalls.MAP_NORESERVE
 
-pytestmark = [pytest.mark.needs("hugetlb"), pytest.mark.source("mm/mlock.c mlock_fixup")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("hugetlb"),
+    pytest.mark.source("mm/mlock.c mlock_fixup"),
+]
 
 
 @pytest.mark.needs("limit:1")

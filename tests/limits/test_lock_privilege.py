@@ -17,6 +17,7 @@ from helpers.processes.stub import StubProcess
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock-calls"),
     pytest.mark.claim("W9"),
     pytest.mark.source("capabilities(7) CAP_IPC_LOCK", "mlock(2) Limits and permissions"),
@@ -247,6 +248,7 @@ def test_dropped_capability_leaves_locks_alone():
         assert (rest, nothing) == ("ok", 0), "munlockall"
 
 
+@pytest.mark.own_process
 @pytest.mark.needs("CAP_IPC_LOCK")
 def test_capability_is_the_calling_threads():
     """Of two threads of one process the one with CAP_IPC_LOCK locks beyond the limit, the one

@@ -9,6 +9,7 @@ from helpers.processes.stub import StubProcess
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE, PAGE_KB
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("stub-process", "limit:16"),
     pytest.mark.source("mlockall(2)", "SYSCALL mlockall in mm/mlock.c"),
 ]

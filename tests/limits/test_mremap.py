@@ -9,7 +9,11 @@ from helpers.observe import maps, status
 from helpers.processes.rlimits import set_soft_memlock, unprivileged_with_limit
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mremap(2) ERRORS EAGAIN")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("limit:8"),
+    pytest.mark.source("mremap(2) ERRORS EAGAIN"),
+]
 
 MAYMOVE = syscalls.MREMAP_MAYMOVE
 FIXED = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
@@ -75,7 +79,6 @@ def test_mremap_growth_up_to_the_limit_succeeds(grow, onfault):
 
 
 @WAYS
-@pytest.mark.share_process
 @pytest.mark.parametrize("limit", [0, 2 * PAGE], ids=["0", "2P"])
 @pytest.mark.source("gVisor MremapLocked.RlimitMemlockZero")
 def test_mremap_growth_under_a_lowered_limit_gives_eagain(grow, limit):
@@ -124,6 +127,7 @@ def test_mremap_same_size_and_shrinking_need_no_quota(limit):
         assert status.vmlck_pages() == 1, "one page is counted"
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize("limit", [4 * PAGE, 0], ids=["equal", "0"])
 @pytest.mark.source("mremap(2) MREMAP_DONTUNMAP")
 def test_mremap_dontunmap_needs_no_quota(limit):
@@ -170,6 +174,7 @@ def test_mremap_growth_of_unlocked_memory_needs_no_quota():
         assert seen == "ok", "two unlocked pages grow to six"
 
 
+@pytest.mark.own_process
 @WAYS
 @pytest.mark.needs("CAP_IPC_LOCK")
 def test_mremap_growth_with_the_capability_asks_no_limit(grow):

@@ -9,7 +9,11 @@ from helpers.observe import maps, pagemap, status
 from helpers.processes.rlimits import soft_memlock_limit, unprivileged_with_limit
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mm/mlock.c do_mlock")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("limit:8"),
+    pytest.mark.source("mm/mlock.c do_mlock"),
+]
 
 
 def onfault(addr, size):
@@ -67,7 +71,6 @@ OVERLAPS = {
 }
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(("before", "now", "union"), OVERLAPS.values(), ids=OVERLAPS)
 def test_overlap_counts_new_pages_only(before, now, union):
     """A range that overlaps locked memory is allowed exactly if the union of both fits the

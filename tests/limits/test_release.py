@@ -9,7 +9,11 @@ from helpers.observe import maps, pagemap, status
 from helpers.processes.rlimits import set_soft_memlock, soft_memlock_limit, unprivileged_with_limit
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("limit:8"), pytest.mark.source("mlock(2) Limits and permissions")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("limit:8"),
+    pytest.mark.source("mlock(2) Limits and permissions"),
+]
 
 ANON = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_FIXED
 
@@ -55,7 +59,6 @@ WAYS = (
 )  # fmt: skip
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("release", WAYS, ids=lambda way: way.__name__)
 def test_released_pages_can_be_locked_again_exactly(release):
     """Each way of taking two of six locked pages away gives the limit two pages back,
@@ -274,7 +277,6 @@ LOCKS = {
 }
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("lock", "refusal"), LOCKS.items(), ids=lambda v: getattr(v, "__name__", v)
 )

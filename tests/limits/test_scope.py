@@ -15,6 +15,7 @@ from helpers.processes.stub import StubProcess
 from helpers.syscalls import PAGE, PAGE_KB
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("limit:8"),
     pytest.mark.source("getrlimit(2)", "mlock(2) Limits and permissions"),
 ]

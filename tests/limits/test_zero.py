@@ -10,6 +10,7 @@ from helpers.processes.rlimits import set_soft_memlock, soft_memlock_limit, unpr
 from helpers.syscalls import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock-calls"),
     pytest.mark.source("mlock(2) ERRORS EPERM", "can_do_mlock() in mm/mlock.c"),
 ]
@@ -199,7 +200,6 @@ def test_munlock_needs_no_privilege():
 
 
 @pytest.mark.needs("CAP_IPC_LOCK")
-@pytest.mark.share_process
 @pytest.mark.parametrize("lock", ROUTES, ids=lambda route: route.__name__)
 @pytest.mark.detects("limit-zero-binds-capability")
 def test_zero_limit_does_not_bind_the_capability(lock):

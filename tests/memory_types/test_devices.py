@@ -15,6 +15,7 @@ from helpers.processes import Child
 from helpers.syscalls import PAGE, io_uring, perf_event
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:16"),
     pytest.mark.source("mlock(2)", "mm/mlock.c mlock_fixup (VM_SPECIAL)"),
 ]
@@ -80,6 +81,7 @@ MAKERS = [
 SPECIAL = pytest.mark.parametrize("make", MAKERS)
 
 
+@pytest.mark.own_process
 @SPECIAL
 @pytest.mark.parametrize("flags", [0, syscalls.MLOCK_ONFAULT], ids=["mlock", "onfault"])
 def test_ring_of_the_kernel_is_never_locked(make, flags):
@@ -133,6 +135,7 @@ def test_mlockall_passes_over_rings(make):
 
 
 # io_uring's rings go where the kernel wants them, and nowhere else.
+@pytest.mark.own_process
 @pytest.mark.parametrize("make", [m for m in MAKERS if m.id != "io_uring"])
 def test_lock_across_a_ring_takes_what_is_around_it(make):
     """mlock over locked memory, a ring and more memory locks both sides and passes over the ring:

@@ -25,6 +25,7 @@ N = 16
 HOW = syscalls.MAP_DROPPABLE | syscalls.MAP_ANONYMOUS
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("droppable", "lock:32"),
     pytest.mark.source("mmap(2) MAP_DROPPABLE", "mm/mlock.c mlock_fixup"),
 ]
@@ -51,6 +52,7 @@ def test_lock_of_droppable_memory_populates_and_marks_nothing():
     assert lock_accounting.read(region) == lock_accounting.expect("-" * N, 0), "nothing is counted"
 
 
+@pytest.mark.own_process
 def test_lock_across_droppable_memory_takes_what_is_around_it():
     """mlock and munlock over locked, droppable, locked memory act on both sides and pass over
     the middle."""

@@ -22,7 +22,11 @@ from helpers.syscalls import PAGE, PAGE_KB, process_vm, ptrace
 
 N = 8
 
-pytestmark = [pytest.mark.needs("lock:16"), pytest.mark.source("mlock(2)", "process_vm_readv(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:16"),
+    pytest.mark.source("mlock(2)", "process_vm_readv(2)"),
+]
 FLAGS = pytest.mark.needs("kpageflags")
 SOFT_DIRTY = "4"
 """What proc_pid_clear_refs(5) takes only with CONFIG_MEM_SOFT_DIRTY."""
@@ -234,6 +238,7 @@ def test_advice_from_outside_takes_no_locked_page(advice, answer, flags):
             assert mlocked(region, child.pid) == "1" * N, "mlocked"
 
 
+@pytest.mark.own_process
 @pytest.mark.needs("process-madvise", "CAP_SYS_NICE", "collapse", "kpageflags")
 @pytest.mark.needs(f"lock:{huge_pages.HPAGE_PMD_NR}", f"budget:{huge_pages.HPAGE_PMD_NR}")
 @pytest.mark.usefixtures("one_cpu")

@@ -19,7 +19,10 @@ PAGES = HUGE // PAGE
 HOW = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_HUGETLB
 SETTING = Path("/proc/sys/vm/nr_hugepages")
 
-pytestmark = [pytest.mark.source("mm/mlock.c mlock_fixup", "hugetlbpage.rst")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.source("mm/mlock.c mlock_fixup", "hugetlbpage.rst"),
+]
 POOL = pytest.mark.parametrize(
     "pool",
     [

@@ -25,7 +25,11 @@ from helpers.syscalls import PAGE
 
 N = 16
 
-pytestmark = [pytest.mark.needs("lock:32"), pytest.mark.source("ksm.rst", "mm/ksm.c")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:32"),
+    pytest.mark.source("ksm.rst", "mm/ksm.c"),
+]
 KSMD = [
     pytest.mark.needs("ksm", "allow-sysctl", "kpageflags"),
     pytest.mark.exclusive,

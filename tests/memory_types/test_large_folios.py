@@ -20,6 +20,7 @@ COUNT = 4
 N = COUNT * S
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("large-folios", "allow-sysctl", "kpageflags", f"lock:{N}", f"budget:{N}"),
     pytest.mark.source("mm/mlock.c allow_mlock_munlock", "transhuge.rst"),
     pytest.mark.exclusive,

@@ -27,6 +27,7 @@ N = 16
 KINDS = ["private", "shared", "memfd-private", "memfd-shared"]
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:32"),
     pytest.mark.source("move_pages(2)", "mbind(2)", "unevictable-lru.rst MIGRATING MLOCKED PAGES"),
 ]

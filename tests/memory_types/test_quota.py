@@ -18,7 +18,11 @@ from helpers.syscalls import PAGE, PAGE_KB, io_uring, perf_event
 
 N = 8
 
-pytestmark = [pytest.mark.needs("limit:16"), pytest.mark.source("getrlimit(2) RLIMIT_MEMLOCK")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("limit:16"),
+    pytest.mark.source("getrlimit(2) RLIMIT_MEMLOCK"),
+]
 USER = pytest.mark.needs("other-user", "root-user")
 SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
 

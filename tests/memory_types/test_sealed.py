@@ -12,6 +12,7 @@ from helpers.syscalls import PAGE
 N = 8
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("mseal", "lock:16"),
     pytest.mark.source("mseal(2)", "Documentation/userspace-api/mseal.rst"),
 ]
@@ -86,6 +87,7 @@ def test_locked_pages_of_sealed_read_only_memory_are_not_dropped():
             )
 
 
+@pytest.mark.own_process
 def test_child_of_sealed_locked_memory_has_no_lock():
     """fork gives the child the seal and not the lock; the child may lock for itself."""
     region = sealed(syscalls.MAP_LOCKED)

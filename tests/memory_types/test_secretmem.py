@@ -28,6 +28,7 @@ from helpers.syscalls import PAGE, process_vm
 N = 8
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("secretmem", "lock:16"),
     pytest.mark.source("memfd_secret(2)", "mm/secretmem.c"),
 ]
@@ -186,6 +187,7 @@ def test_secret_memory_is_bound_by_the_limit():
         assert child.call(map_secret, 1) == "EAGAIN", "and then none"
 
 
+@pytest.mark.own_process
 @pytest.mark.needs("CAP_IPC_LOCK", "limit:16")
 @pytest.mark.detects("secret-bound-in-spite-of-capability")
 def test_capability_lifts_the_limit_of_counted_secret_memory():

@@ -13,6 +13,7 @@ from helpers.reclaim import drivers
 from helpers.syscalls import PAGE, sysv
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("sysv-shm"),
     pytest.mark.source("shmctl(2) SHM_LOCK", "ipc/shm.c shmctl_do_lock"),
 ]

@@ -26,6 +26,7 @@ from helpers.syscalls import PAGE, userfaultfd
 N = 8
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:16"),
     pytest.mark.source("userfaultfd(2)", "ioctl_userfaultfd(2)"),
 ]
@@ -181,6 +182,7 @@ def test_write_protection_of_locked_pages_keeps_them():
         assert region.first_bytes() == b"\x21" * 3 + b"\x99" + b"\x21" * 4, "contents"
 
 
+@pytest.mark.own_process
 @UFFD
 @FLAGS
 @pytest.mark.needs("uffd-minor")

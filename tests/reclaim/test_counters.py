@@ -23,6 +23,7 @@ LEVELS = (
 )  # fmt: skip
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("kpageflags", "lock:512", "budget:512"),
     pytest.mark.source("unevictable-lru.rst", "proc_vmstat(5)"),
     pytest.mark.claim("W14", "W18"),

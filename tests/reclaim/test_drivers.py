@@ -18,6 +18,7 @@ SIZE = control_pairs.SIZE
 KINDS = ("private", "shared", "memfd-shared")
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("cgroup", "lock:512", "budget:1024"),
     pytest.mark.source("mlock(2) DESCRIPTION", "unevictable-lru.rst"),
     pytest.mark.claim("W1"),
@@ -102,6 +103,7 @@ def advise_other(fd, region, advice):
     return syscalls.outcome(syscalls.syscall, "process_madvise", fd, vector, 1, advice, 0)
 
 
+@pytest.mark.own_process
 @pytest.mark.needs("swap", "pageout", "process-madvise", "CAP_SYS_NICE")
 @pytest.mark.source("process_madvise(2)")
 def test_pageout_by_another_process_spares_what_is_locked(reclaim):

@@ -21,6 +21,7 @@ from helpers.syscalls import PAGE
 ROOM = max(1 << 20, 32 * PAGE)
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("cgroup", "lock:4096", "budget:1024", "smaps-flags"),
     pytest.mark.source("cgroup-v1/memory.rst", "cgroup-v2.rst"),
     pytest.mark.claim("W10"),

@@ -9,13 +9,15 @@ import pytest
 from helpers import syscalls
 from helpers.memory import Region, mapping, memfd
 from helpers.observe import lru_batches, page_flags
-from helpers.processes import Child, cpus
+from helpers.processes import Child
 from helpers.reclaim import control_pairs, drivers, range_state
 
 SIZE = 64
 WAYS = ("munlock", "munmap", "exit", "SIGKILL", "exec")
 
 pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.usefixtures("one_cpu"),
     pytest.mark.needs("cgroup", "lock:64", "budget:256", "kpageflags"),
     pytest.mark.source("unevictable-lru.rst"),
     pytest.mark.claim("W13", "W15", "W18"),
@@ -47,7 +49,6 @@ def let_go(child, region, way):
 
 def check_last_locker(reclaim, region, control, fill, first, last):
     """Two processes lock the region, a third only maps it; the two let go one after the other."""
-    cpus.pin_to_one_cpu()
     with reclaim.cgroup() as group, Child() as witness:
         group.add(witness.pid)
         for memory in (region, control):
@@ -88,6 +89,7 @@ def read_in(region):
     region.first_bytes()
 
 
+@pytest.mark.own_process
 @pytest.mark.needs("disk-file")
 @pytest.mark.parametrize(("first", "last"), list(zip(WAYS, WAYS[1:] + WAYS[:1])))
 def test_file_page_stays_until_its_last_locker_lets_go(reclaim, first, last):

@@ -12,6 +12,7 @@ SHM_LOCK = 11  # include/uapi/linux/shm.h
 ANONYMOUS = control_pairs.SWAPPED_KINDS[:-1]
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("cgroup", "lock:1024", "budget:1024", "smaps-flags"),
     pytest.mark.source("mlock(2) DESCRIPTION", "unevictable-lru.rst"),
     pytest.mark.claim("W1", "W11"),

@@ -15,6 +15,7 @@ from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("kpageflags", "lock:64"),
     pytest.mark.source("unevictable-lru.rst"),
     pytest.mark.claim("W14"),

@@ -9,7 +9,10 @@ from helpers.observe import pagemap, status
 from helpers.processes import Child
 from helpers.requirements.inconclusive import inconclusive
 
-pytestmark = [pytest.mark.source("mlock(2) DESCRIPTION", "unevictable-lru.rst")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.source("mlock(2) DESCRIPTION", "unevictable-lru.rst"),
+]
 
 PAGES = 256
 

@@ -16,6 +16,7 @@ from helpers.syscalls import PAGE
 SIZE = 2 * control_pairs.SIZE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("cgroup", "swap", "lock-all", "budget:1024"),
     pytest.mark.source("mlockall(2) NOTES", "mlock(2) NOTES"),
     pytest.mark.claim("W3", "W2"),

@@ -15,6 +15,7 @@ SIZE = vmsplice.PIPE_PAGES
 
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("kpageflags", "lock:16"),
     pytest.mark.source("unevictable-lru.rst"),
     pytest.mark.claim("W18"),

@@ -18,6 +18,7 @@ from helpers.requirements.inconclusive import inconclusive
 SIZE = 64
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("cgroup", "swap-area", "lock:128", "budget:512"),
     pytest.mark.source("mlock(2) DESCRIPTION, NOTES"),
     pytest.mark.claim("W4"),

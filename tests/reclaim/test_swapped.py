@@ -14,6 +14,7 @@ PRIVATE = ("private", "read-only", "memfd-private")
 SHARED = ("shared", "memfd-shared")
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("cgroup", "swap", "lock:512", "budget:512", "smaps-flags"),
     pytest.mark.source("mlock(2) DESCRIPTION"),
     pytest.mark.claim("W17"),

@@ -12,6 +12,7 @@ from helpers.syscalls import PAGE
 SIZE = control_pairs.SIZE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("cgroup", "lock:512", "budget:1024"),
     pytest.mark.source("munlock(2) DESCRIPTION", "unevictable-lru.rst"),
     pytest.mark.claim("W16", "W18"),

@@ -9,6 +9,7 @@ from helpers.observe import maps, page_faults, residency, status
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags", "mincore"),
     pytest.mark.claim("W16"),
     pytest.mark.source("munlock(2)"),
@@ -19,7 +20,6 @@ NONE, ALL = "0" * PAGES, "1" * PAGES
 NO_FAULT = page_faults.Faults(0, 0)
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("munlock-drops-pages")
 def test_munlock_leaves_pages_resident(kind):

@@ -9,6 +9,7 @@ from helpers.observe import maps, page_faults, residency, status
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags", "mincore"),
     pytest.mark.source("mlock2(2) MLOCK_ONFAULT"),
 ]
@@ -22,7 +23,6 @@ def mincore_of(kind, pages):
     return ALL if kind.startswith("file") else pages
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.claim("W17")
 @pytest.mark.detects("mlock2-onfault-lost", "onfault-populates", "pagemap-all-present")
@@ -40,7 +40,6 @@ def test_fault_lock_populates_nothing(kind):
         assert (vma.field_kb("Rss"), vma.field_kb("Locked")) == (0, 0), "nothing is resident"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.claim("W17")
 def test_write_to_fault_locked_memory_populates_that_page_only(kind):
@@ -68,7 +67,6 @@ def test_read_of_fault_locked_memory_populates_that_page_only(kind):
         assert residency.of(region) == residency.all_say("00100000"), "page 2 is present, no other"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_fault_lock_keeps_present_pages_and_adds_none(kind):
     """mlock2(MLOCK_ONFAULT) of partly present memory keeps those pages and brings in no other."""
@@ -124,7 +122,6 @@ ONFAULT_ROUTES = {
 }
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
 @pytest.mark.parametrize("flags", ONFAULT_ROUTES.values(), ids=ONFAULT_ROUTES)
 @pytest.mark.needs("lock-all")
@@ -144,7 +141,6 @@ def test_mlockall_current_onfault_populates_nothing(flags, kind):
         assert later == "10000100", "a touch brings in its page"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("later", [0, syscalls.MCL_FUTURE], ids=["CURRENT", "CURRENT,FUTURE"])
 @pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
 @pytest.mark.needs("lock-all")
@@ -171,7 +167,6 @@ NEW = {
 }
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("flags", NEW.values(), ids=NEW)
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 @pytest.mark.needs("lock-all")

@@ -11,6 +11,7 @@ from helpers.observe import maps, page_faults, residency
 from helpers.observe.page_faults import Faults
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8"),
     pytest.mark.claim("W3"),
     pytest.mark.source("mlock(2) NOTES"),
@@ -30,7 +31,6 @@ def flags_of(route):
     return syscalls.MAP_LOCKED if route == "MAP_LOCKED" else 0
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 def test_reading_locked_memory_does_not_fault(kind):
     """Reading locked memory that was never touched causes no fault; unlocked memory does."""
@@ -46,7 +46,6 @@ def test_reading_locked_memory_does_not_fault(kind):
         assert unlocked.minor >= least, "the same reads of unlocked memory do fault"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", OWN)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.claim("W6")
@@ -158,6 +157,7 @@ def test_lock_of_memory_that_was_only_read_spares_the_faults(kind):
         )
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize("kind", OWN)
 def test_growth_by_mremap_does_not_fault(kind):
     """Memory added to a locked mapping by mremap is written without a fault."""

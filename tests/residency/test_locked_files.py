@@ -12,7 +12,7 @@ from helpers.observe import maps, page_faults, residency, status
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("lock:8", "smaps-flags", "mincore")]
+pytestmark = [pytest.mark.share_process, pytest.mark.needs("lock:8", "smaps-flags", "mincore")]
 
 PAGES = 8
 NONE, ALL = "0" * PAGES, "1" * PAGES
@@ -186,7 +186,6 @@ def test_mlockall_ignores_ranges_past_end_of_file():
 
 
 @PAST_END
-@pytest.mark.share_process
 @pytest.mark.parametrize("lf", [0, syscalls.MLOCK_ONFAULT], ids=["full", "on-fault"])
 @pytest.mark.source("Documentation/mm/unevictable-lru.rst: Truncating MLOCKED Folios")
 def test_truncation_takes_locked_pages(kind, lf):

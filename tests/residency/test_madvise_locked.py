@@ -13,6 +13,7 @@ from helpers.observe import maps, residency, status
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags", "mincore"),
     pytest.mark.source("madvise(2)"),
 ]
@@ -32,7 +33,6 @@ TAKING = [
 
 
 @pytest.mark.needs("pageout")
-@pytest.mark.share_process
 @pytest.mark.parametrize(("advice", "kind"), TAKING)
 @pytest.mark.detects("dontneed-drops-locked", "madvise-locked-accepted")
 def test_advice_that_takes_pages_is_refused(advice, kind):

@@ -13,7 +13,11 @@ from helpers.observe import mincore, residency
 from helpers.processes import credentials
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("mincore"), pytest.mark.source("mincore(2)")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("mincore"),
+    pytest.mark.source("mincore(2)"),
+]
 
 PAGES = 8
 NONE, ALL = "0" * PAGES, "1" * PAGES
@@ -80,7 +84,6 @@ def test_mincore_of_a_file_tells_of_the_page_cache(kind):
 
 
 @pytest.mark.needs("lock:8")
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("mincore-all-resident")
 def test_mincore_reports_locked_pages_once_dropped(kind):

@@ -8,7 +8,11 @@ from helpers.memory import MAPPING_KINDS, layouts, mapping
 from helpers.observe import maps
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("lock:8"), pytest.mark.source("msync(2) ERRORS EBUSY")]
+pytestmark = [
+    pytest.mark.share_process,
+    pytest.mark.needs("lock:8"),
+    pytest.mark.source("msync(2) ERRORS EBUSY"),
+]
 
 PAGES = 4
 ASYNC, INVALIDATE, SYNC = syscalls.MS_ASYNC, syscalls.MS_INVALIDATE, syscalls.MS_SYNC
@@ -44,7 +48,6 @@ def invalidate(addr, size):
 LOCKS = (syscalls.MLOCK_ONFAULT, 0)
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects(
     "msync-invalidate-not-busy",
@@ -77,6 +80,7 @@ def test_msync_of_map_locked_is_busy():
         assert answers(region) == UNLOCKED, "unlocked"
 
 
+@pytest.mark.own_process
 def test_msync_of_locked_memory_without_pages_is_busy():
     """msync with MS_INVALIDATE gives EBUSY on locked memory that cannot have pages: PROT_NONE, and
     past the end of a file."""

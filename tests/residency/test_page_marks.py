@@ -13,6 +13,7 @@ from helpers.observe import lru_batches, page_flags, residency
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "kpageflags"),
     pytest.mark.source("Documentation/mm/unevictable-lru.rst"),
 ]
@@ -131,7 +132,6 @@ def test_mlockall_marks_every_page_until_munlockall(flag, kind):
         assert marks(region) == marked(NONE), "unlocked"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("touched", [True, False], ids=["present", "absent"])
 @pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared"])
 @pytest.mark.usefixtures("one_cpu")

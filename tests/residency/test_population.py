@@ -12,7 +12,7 @@ from helpers.memory import MAPPING_KINDS, Region, layouts, mapping
 from helpers.observe import maps, residency, status
 from helpers.syscalls import PAGE
 
-pytestmark = [pytest.mark.needs("lock:8", "smaps-flags", "mincore")]
+pytestmark = [pytest.mark.share_process, pytest.mark.needs("lock:8", "smaps-flags", "mincore")]
 
 PAGES = 8
 NONE, ALL = "0" * PAGES, "1" * PAGES
@@ -35,7 +35,6 @@ def locked(route, kind, pages=PAGES, **how):
         yield region
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.parametrize("route", [*SYSCALLS, *MMAP_FLAGS])
 @pytest.mark.claim("W6")
@@ -64,7 +63,6 @@ def test_map_locked_populates_in_spite_of_map_nonblock(kind):
         assert residency.of(region) == residency.all_say(ALL), "every page is present"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.needs("lock-all")
 @pytest.mark.source("mlockall(2) MCL_FUTURE")
@@ -119,7 +117,6 @@ def test_mlockall_future_leaves_existing_mappings_absent():
         assert layout == [(0, PAGES, "")], "the mapping is not locked"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.source("mlock(2) DESCRIPTION")
 def test_lock_of_part_populates_that_part_only(kind):
@@ -200,7 +197,6 @@ def test_lock_again_populates_dropped_pages():
         assert residency.of(region) == residency.all_say(ALL), "all pages locked again"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["private", "memfd-private", "memfd-shared", "file-private"])
 @pytest.mark.parametrize("call", SYSCALLS)
 @pytest.mark.source("mlock2(2) MLOCK_ONFAULT")
@@ -229,7 +225,6 @@ def test_fault_lock_keeps_populated_memory(kind):
         assert status.vmlck_pages() == before, "VmLck is as before"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("lf", [False, True], ids=["full", "on-fault"])
 @pytest.mark.parametrize("moved", [False, True], ids=["in-place", "moved"])
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
@@ -301,7 +296,6 @@ def test_growing_stack_populates_touched_page_only(lf):
         assert status.vmlck_pages() - before == 4, "VmLck grows by the growth of the stack"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["private", "memfd-private", "file-private"])
 @pytest.mark.parametrize("route", ["mlock", "MAP_LOCKED"])
 @pytest.mark.source("mm/mprotect.c mprotect_fixup")
@@ -321,7 +315,6 @@ def test_mprotect_populates_locked_inaccessible_memory(route, kind):
         assert residency.anon_bits(region) == ALL, "as pages of its own"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("prot", [syscalls.PROT_WRITE, syscalls.PROT_READ], ids=["write", "read"])
 @pytest.mark.parametrize("kind", ["private", "shared", "file-private", "file-shared"])
 @pytest.mark.detects("mlock-readonly-not-populated")
@@ -396,7 +389,6 @@ def test_smaps_shows_locked_memory_resident(kind, prot):
         assert seen == size | {"Rss": vma.kb, "Locked": 0}, "resident and not locked"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.source("mmap(2) MAP_POPULATE, MAP_NONBLOCK")
 def test_map_populate_populates_without_locking(kind):

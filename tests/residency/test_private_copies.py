@@ -11,6 +11,7 @@ from helpers.observe import lru_batches, maps, page_faults, page_flags, pagemap,
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8"),
     pytest.mark.claim("W6"),
     pytest.mark.source("mm/gup.c populate_vma_page_range"),
@@ -38,7 +39,6 @@ ROUTES = {
 }
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["file-private", "memfd-private"])
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.source("kselftest map_populate")
@@ -56,7 +56,6 @@ def test_population_copies_pages_of_private_file(route, kind):
         assert b"\xee" not in region.first_bytes(), "a write to the file does not show in any page"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("prot", "lock"),
     [(RW, ONFAULT), (RW, None), (R, 0), (R, None)],

@@ -10,6 +10,7 @@ from helpers.observe import maps, pagemap, status
 from helpers.syscalls import MCL_CURRENT, MCL_ONFAULT
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags"),
     pytest.mark.source("mlock2(2)", "commit b155b4fde5bd", "commit b0f205c2a308"),
 ]
@@ -27,7 +28,6 @@ def flags(region):
     return found & {"lo", "lf", "??"}
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("mlock-keeps-lf")
 def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
@@ -45,7 +45,6 @@ def test_full_lock_of_memory_locked_on_fault_clears_lf_and_populates(kind):
         assert pagemap.present_count(region.addr, 8) == 8, "pages mapped by the full lock"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("mlock2-onfault-keeps-full")
 def test_lock_on_fault_of_fully_locked_memory_sets_lf_and_keeps_pages(kind):
@@ -63,7 +62,6 @@ def test_lock_on_fault_of_fully_locked_memory_sets_lf_and_keeps_pages(kind):
         assert flags(region) == set(), "VmFlags: neither lo nor lf in any name"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("new", ["mlock", "onfault", "munlock"])
 @pytest.mark.parametrize("old", ["mlock", "onfault", "munlock"])
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
@@ -139,7 +137,6 @@ def after_all(steps):
 
 
 @pytest.mark.needs("lock-all")
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("steps", "marks", "present"),
     [

@@ -10,6 +10,7 @@ from helpers.processes.stub import StubProcess
 from helpers.syscalls import MCL_FUTURE, MCL_ONFAULT, PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags"),
     pytest.mark.source("mlock(2)", "brk(2)", "fs/proc/task_mmu.c show_map_vma"),
 ]

@@ -24,6 +24,7 @@ from helpers.syscalls import (
 )
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:16", "smaps-flags"),
     pytest.mark.source("mm/mlock.c apply_vma_lock_flags"),
 ]
@@ -67,7 +68,6 @@ def cut(vmas, first, end, inner, outer):
 
 
 @by_way
-@pytest.mark.share_process
 @pytest.mark.parametrize("count", [2, 3, 4, 8])
 @pytest.mark.detects("mlock-skips-middle-vma")
 def test_lock_reaches_every_vma_of_its_range(count, way):

@@ -11,6 +11,8 @@ from helpers.observe import maps, status
 from helpers.processes.stub import StubProcess
 from helpers.syscalls import MS_INVALIDATE, PAGE, PROT_NONE, PROT_READ
 
+pytestmark = pytest.mark.share_process
+
 STEPS = 64
 """VMAs left for the exact last steps to the limit."""
 MAP = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS

@@ -20,6 +20,7 @@ from helpers.syscalls import (
 )
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags"),
     pytest.mark.source("mm/mlock.c mlock_fixup", "mm/vma.c"),
     pytest.mark.claim("W12"),
@@ -83,7 +84,6 @@ def test_unlock_next_to_an_unlocked_part_extends_it(kind):
 
 
 @by_kind
-@pytest.mark.share_process
 @pytest.mark.parametrize("order", list(permutations(["mlock", "onfault", "munlock"])), ids="-".join)
 def test_different_locks_never_merge(kind, order):
     """Neighbours that are locked at once, locked on fault and unlocked stay three VMAs, in
@@ -114,6 +114,7 @@ def test_lock_that_is_there_already_splits_nothing():
             assert number(region) == 1, f"one line of maps after {way} of parts"
 
 
+@pytest.mark.own_process
 def test_file_neighbours_with_a_gap_in_offset_stay_apart():
     """Two locked VMAs of one file that adjoin in memory but not in the file stay two; those
     that adjoin in both become one as soon as their locks are equal."""

@@ -21,6 +21,7 @@ from helpers.syscalls import (
 )
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags"),
     pytest.mark.source("mmap(2) MAP_LOCKED", "mlockall(2)"),
 ]
@@ -37,7 +38,6 @@ def layout(region):
     return maps.layout(region)
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("maplocked-shared-ignored")
 def test_map_locked_marks_the_mapping(kind):

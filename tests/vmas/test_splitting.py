@@ -15,6 +15,7 @@ from helpers.observe import maps, status
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags"),
     pytest.mark.source("mlock(2)", "Documentation/mm/unevictable-lru.rst, mlock_fixup"),
     pytest.mark.claim("W12"),
@@ -125,6 +126,7 @@ def test_unlock_of_part_splits_and_unlock_of_rest_merges(kind, way):
             assert status.vmlck_pages() == before, f"VmLck with all unlocked ({place})"
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize("kind", ["private", "shared", "file-private", "memfd-shared"])
 def test_file_pages_stay_in_place_when_locks_split(kind):
     """Every page keeps its contents through splits and merges of its VMA by locks, so pages
@@ -181,7 +183,6 @@ def runs_of(model):
     return runs
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_vmas_follow_model_of_pages_through_random_locks(kind, seed):

@@ -18,6 +18,7 @@ from helpers.syscalls import (
 )
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:12", "smaps-flags"),
     pytest.mark.source("mm/mprotect.c", "mm/mremap.c", "mm/madvise.c", "mseal(2)"),
 ]
@@ -49,7 +50,6 @@ def seen(region):
 
 @by_kind
 @by_way
-@pytest.mark.share_process
 @pytest.mark.parametrize(("prot", "rwx"), [(PROT_READ, "r--"), (PROT_NONE, "---")], ids="rn")
 @pytest.mark.detects("mprotect-none-drops-lock", "mprotect-drops-lf")
 def test_mprotect_of_part_keeps_lock_on_every_piece(kind, way, prot, rwx):
@@ -95,7 +95,6 @@ def test_mprotect_across_locks_keeps_each_as_it_is():
         assert status.vmlck_pages() == before, "VmLck as before"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize(
     ("advice", "undo"),
     [
@@ -150,7 +149,6 @@ def test_mremap_takes_the_lock_along(kind, way):
         assert before - status.vmlck_pages() == 8, "VmLck less the pages"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", ["private", "memfd-shared", "file-private"])
 @by_way
 def test_mremap_of_part_keeps_the_lock_on_both(kind, way):
@@ -175,6 +173,7 @@ def test_mremap_of_part_keeps_the_lock_on_both(kind, way):
         assert status.vmlck_pages() == before, "VmLck as before both moves"
 
 
+@pytest.mark.own_process
 @pytest.mark.parametrize("kind", ["private", "memfd-shared"])
 @by_way
 def test_mremap_grows_and_shrinks_with_the_lock(kind, way):
@@ -203,7 +202,6 @@ def test_mremap_grows_and_shrinks_with_the_lock(kind, way):
         assert status.vmlck_pages() - before == 5, "VmLck of what is left"
 
 
-@pytest.mark.share_process
 @pytest.mark.parametrize("target", ["mlock", "onfault", "munlock"])
 @pytest.mark.parametrize("source", ["mlock", "onfault", "munlock"])
 def test_mremap_over_a_mapping_brings_the_sources_lock(source, target):
@@ -224,6 +222,7 @@ def test_mremap_over_a_mapping_brings_the_sources_lock(source, target):
         assert status.vmlck_pages() - before == locked, "VmLck"
 
 
+@pytest.mark.own_process
 @by_way
 @pytest.mark.detects("mremap-dontunmap-old-stays-locked")
 def test_dontunmap_moves_the_mark(way):

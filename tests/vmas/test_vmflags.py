@@ -10,6 +10,7 @@ from helpers.observe import maps, status
 from helpers.syscalls import PAGE
 
 pytestmark = [
+    pytest.mark.share_process,
     pytest.mark.needs("lock:8", "smaps-flags"),
     pytest.mark.source("proc_pid_smaps(5)", "fs/proc/task_mmu.c show_smap_vma_flags"),
 ]
@@ -39,7 +40,6 @@ def test_lock_on_fault_is_shown_as_lf():
 
 
 @pytest.mark.claim("W11")
-@pytest.mark.share_process
 @pytest.mark.parametrize("kind", MAPPING_KINDS)
 @pytest.mark.detects("vmflags-lo-missing")
 def test_lock_is_a_mark_on_the_vma(kind):
