@@ -107,12 +107,15 @@ from helpers.syscalls.constants import (
     WORD_BITS,
 )
 from helpers.syscalls.files import (
+    fallocate,
     filesystem_type,
     mount,
+    open_direct,
     punch_hole,
     read_to_address,
     statfs_type,
     unshare_mounts,
+    write_from_address,
 )
 from helpers.syscalls.lock_calls import (
     GLIBC,
@@ -232,6 +235,7 @@ __all__ = [
     "brk",
     "c_function",
     "call_failed",
+    "fallocate",
     "filesystem_type",
     "load",
     "madvise",
@@ -249,6 +253,7 @@ __all__ = [
     "munlockall",
     "munmap",
     "number",
+    "open_direct",
     "outcome",
     "prctl",
     "punch_hole",
@@ -260,5 +265,6 @@ __all__ = [
     "unshare",
     "unshare_mounts",
     "vfork_clone",
+    "write_from_address",
     "write_proc_self_mem",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""File calls that Python's os lacks: fallocate, mount, read into an address."""
+"""File calls that Python's os lacks: fallocate, mount, reads and writes of an address."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ _fallocate = c_function(
 
 def punch_hole(fd: int, offset: int, length: int) -> int:
     """Cut a hole in a file (fallocate(2)); offset and length in bytes."""
-    return _fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
 
 
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_COLLAPSE_RANGE = 1, 2, 8
+FALLOC_FL_ZERO_RANGE, FALLOC_FL_INSERT_RANGE = 0x10, 0x20
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+    """fallocate(2); offset and length in bytes. OSError as the kernel says."""
+    return _fallocate(fd, mode, offset, length)
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
@@ -47,6 +53,19 @@ _read = c_function("read", INT, ADDR, SIZE)
 def read_to_address(fd: int, addr: int, length: int) -> int:
     """read(2) into memory at ``addr``: bytes read; OSError EFAULT where nothing is writable."""
     return _read(fd, addr, length)
+
+
+_pwrite = c_function("pwrite64" if hasattr(DLL, "pwrite64") else "pwrite", INT, ADDR, SIZE, LOFF)
+
+
+def write_from_address(fd: int, addr: int, length: int, offset: int) -> int:
+    """pwrite(2) of memory at ``addr``: bytes written. OSError as the kernel says."""
+    return _pwrite(fd, addr, length, offset)
+
+
+def open_direct(fd: int) -> int:
+    """A second descriptor of the same file, for direct I/O. OSError EINVAL where that is not."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
 
 
 def unshare_mounts() -> None:

@@ -42,6 +42,13 @@ NUMBERS: dict[str, tuple[int | None, ...]] = {
     "memfd_create": (319, 356, 385, 360, 350, 279),
     "perf_event_open": (298, 336, 364, 319, 331, 241),
     "io_setup": (206, 245, 243, 227, 243, 0),
+    "io_destroy": (207, 246, 244, 228, 244, 1),
+    "io_submit": (209, 248, 246, 230, 246, 2),
+    "io_getevents": (208, 247, 245, 229, 245, 4),
+    "pwrite64": (18, 181, 181, 180, 181, 68),
+    "fadvise64": (221, 272, 270, 233, 253, 223),
+    "ioctl": (16, 54, 54, 54, 54, 29),
+    "vmsplice": (278, 316, 343, 285, 309, 75),
     "clone": (56, 120, 120, 120, 120, 220),
     "exit": (60, 1, 1, 1, 1, 93),
     "exit_group": (231, 252, 248, 234, 248, 94),
@@ -72,7 +79,7 @@ NUMBERS: dict[str, tuple[int | None, ...]] = {
 # Calls added since 5.0 have one number everywhere.
 _COMMON = {
     "io_uring_setup": 425, "io_uring_register": 427, "clone3": 435, "process_madvise": 440,
-    "memfd_secret": 447, "cachestat": 451, "mseal": 462,
+    "memfd_secret": 447, "process_mrelease": 448, "cachestat": 451, "mseal": 462,
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from helpers import syscalls
 from helpers.faults.catalogue.common import both_locks, on_reads
-from helpers.faults.effects import conditions, requests, shown
+from helpers.faults.effects import conditions, files, requests, shown
 from helpers.faults.fault import Fault
 from helpers.observe import pagemap
 from helpers.syscalls import MAP_LOCKED, MLOCK_ONFAULT, MS_INVALIDATE
@@ -311,5 +311,72 @@ FAULTS = (
                 lambda c: c.args[2] not in (4, 8, 9, 20, 21, 24, 102) and bool(c.locked(*c.range)),
             )
         },
+    ),
+    Fault(
+        "direct-write-lost",
+        CHAPTER,
+        "a direct write to a file that is locked returns success and is not made",
+        "skipped",
+        {"pwrite64": files.ignored_where_locked},
+    ),
+    Fault(
+        "direct-write-stale",
+        CHAPTER,
+        "locked private mappings of a file do not show what was written directly",
+        "side-effect",
+        {"pwrite64": files.stale},
+    ),
+    Fault(
+        "direct-write-unlocks",
+        CHAPTER,
+        "a direct write unlocks the file's locked mappings",
+        "side-effect",
+        {"pwrite64": files.unlocks(files.direct)},
+    ),
+    Fault(
+        "direct-write-takes-locked",
+        CHAPTER,
+        "a direct write takes every page of the file's locked mappings, copies too",
+        "side-effect",
+        {"pwrite64": files.drops(when=files.direct)},
+    ),
+    Fault(
+        "file-change-unlocks",
+        CHAPTER,
+        "fallocate and truncation unlock the file's locked mappings",
+        "side-effect",
+        dict.fromkeys(("fallocate", "ftruncate"), files.unlocks()),
+    ),
+    Fault(
+        "file-change-takes-locked",
+        CHAPTER,
+        "fallocate and truncation take every page of the file's locked mappings, copies too",
+        "side-effect",
+        dict.fromkeys(("fallocate", "ftruncate"), files.drops()),
+    ),
+    Fault(
+        "clone-takes-copies",
+        CHAPTER,
+        "sharing a file's blocks drops the private copies of its locked mappings",
+        "side-effect",
+        {"ioctl": files.drops(conditions.private_writable)},
+    ),
+    Fault(
+        "invalidated-stays-unmarked",
+        CHAPTER,
+        "locked pages of a file that were taken and come back are not PG_mlocked",
+        "readout",
+        {
+            "pwrite64": files.remember_absent(files.direct),
+            "fallocate": files.remember_absent(),
+            **on_reads(files.unmarked_when_back),
+        },
+    ),
+    Fault(
+        "fadvise-drops-locked",
+        CHAPTER,
+        "posix_fadvise(POSIX_FADV_DONTNEED) drops locked pages of the file",
+        "side-effect",
+        {"fadvise64": files.drops()},
     ),
 )
