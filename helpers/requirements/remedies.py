@@ -31,6 +31,7 @@ _OCI = {
     "kpageflags": "{user}--cap-add SYS_ADMIN",
     "kpagecount": "{user}--cap-add SYS_ADMIN",
     "process-madvise": f"{_SECCOMP} ({{native}})",
+    "process-mrelease": f"{_SECCOMP} ({{native}})",
     "mseal": f"{_SECCOMP} ({{native}})",
     "io-uring": f"{_SECCOMP} ({{native}})",
     "secretmem": f"{_SECCOMP} ({{native}})",

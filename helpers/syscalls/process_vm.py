@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Another process's memory: process_vm_readv(2), ptrace(2), /proc/PID/mem, process_madvise(2)."""
+"""Another process's memory: process_vm_readv(2), /proc/PID/mem, process_madvise(2)
+and process_mrelease(2)."""
 
 from __future__ import annotations
 
@@ -64,3 +65,8 @@ def process_madvise(pid: int, addr: int, size: int, advice: int) -> int:
         return call.syscall("process_madvise", fd, vector, 1, advice, 0)
     finally:
         os.close(fd)
+
+
+def process_mrelease(pidfd: int, flags: int = 0) -> None:
+    """process_mrelease(2): free a dying process's memory at once. OSError as the kernel says."""
+    call.syscall("process_mrelease", pidfd, flags)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,6 +164,24 @@ def ptrace_stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         ptrace(DETACH, pid)
+
+
+@contextmanager
+def held_at_exit(pid: int) -> Iterator[None]:
+    """A child is killed, and held for the block where it has its memory still (then it ends)."""
+    ptrace(SEIZE, pid, 0, TRACE_EXIT)
+    os.kill(pid, signal.SIGKILL)
+    while True:
+        _, word = os.waitpid(pid, WALL)
+        if not os.WIFSTOPPED(word):
+            raise TraceeExited(f"process {pid} ended without a stop")
+        if word >> 16 == EVENT_EXIT:
+            break
+        ptrace(CONT, pid)
+    try:
+        yield
+    finally:
+        ptrace(CONT, pid)
 
 
 def pokedata(pid: int, addr: int, word: int) -> None:

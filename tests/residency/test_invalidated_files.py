@@ -164,8 +164,8 @@ def test_direct_write_is_seen_through_the_lock(kind, at_once, way):
 @pytest.mark.detects("direct-write-unlocks")
 @pytest.mark.usefixtures("one_cpu")
 def test_read_of_a_locked_page_written_directly_waits_for_the_disk(kind, lf):
-    """Where a direct write by another descriptor takes a page out of a locked mapping, its next read
-    is a major fault, no other page of the lock faults, and it is locked again."""
+    """Where a direct write by another descriptor takes a page out of a locked mapping, the next
+    read of it is a major fault, no other page of the lock faults, and it is locked again."""
     fd = file_of(folder_on(kind))
     with mapping("file-shared", N, fd=fd) as region:
         syscalls.mlock2(region.addr, region.size, lf)

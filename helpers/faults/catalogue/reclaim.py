@@ -207,4 +207,28 @@ FAULTS = (
         "argument",
         {"mlock2": requests.set_bits(2, 1, conditions.swapped), "mlock": reclaim.swapped_left},
     ),
+    Fault(
+        "mrelease-takes-living",
+        CHAPTER,
+        "process_mrelease takes the locked pages of a process that lives",
+        "side-effect",
+        {"process_mrelease": reclaim.living_reaped},
+    ),
+    Fault(
+        "mrelease-unlocks-others",
+        CHAPTER,
+        "process_mrelease unlocks what its caller has locked",
+        "side-effect",
+        {"process_mrelease": reclaim.reaper_unlocks_caller},
+    ),
+    Fault(
+        "reaped-stays-mlocked",
+        CHAPTER,
+        "pages of a file that the reaper took from a locker stay PG_mlocked",
+        "readout",
+        {
+            "process_mrelease": shown.mark_all_processes("kept"),
+            **on_reads(shown.frames_show("kept", page_flags.MLOCKED, True)),
+        },
+    ),
 )

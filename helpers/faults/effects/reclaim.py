@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 from helpers import syscalls
@@ -85,3 +86,23 @@ def swapped_left(call: Call) -> EffectSteps:
         call.skip_with_result(0)
         yield
         call.inject("mlock2", *call.args[:2], 1)
+
+
+def living_reaped(call: Call) -> EffectSteps:
+    """process_mrelease of a living process succeeds and takes its locked pages."""
+    result = yield
+    if result == -errno.EINVAL and not call.args[1]:
+        for process in call.others():
+            if process is not call.process:
+                for vma in call.locked_of(process.pid):
+                    drop = syscalls.MADV_DONTNEED_LOCKED
+                    call.inject_into(process, "madvise", vma.start, vma.size, drop)
+        call.set_result(0)
+
+
+def reaper_unlocks_caller(call: Call) -> EffectSteps:
+    """process_mrelease unlocks what its caller has locked."""
+    result = yield
+    if result == 0:
+        for start, end, _ in call.locked():
+            call.inject("munlock", start, end - start)

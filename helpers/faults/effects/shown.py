@@ -270,3 +270,23 @@ def mark_all(name: str) -> Effect:
             _frames(call, name).update(numbers)
 
     return effect
+
+
+def mark_all_processes(name: str) -> Effect:
+    """Remember the PFNs of every locked page of a file, of every process of the case."""
+
+    def effect(call: Call) -> EffectSteps:
+        numbers = {
+            number
+            for process in call.others()
+            for vma in call.locked_of(process.pid)
+            if file(vma)
+            for number in pagemap.pfns(vma.start, min(vma.size // PAGE, 4096), process.pid)
+            if number
+        }
+        result = yield
+        if result == 0 and numbers:
+            call.record()
+            _frames(call, name).update(numbers)
+
+    return effect

@@ -16,7 +16,7 @@ from helpers.memory import files
 from helpers.observe import maps, mincore, page_flags, pagemap, special_mappings, status, vmstat
 from helpers.processes import credentials, namespaces, stub, stub_code
 from helpers.requirements.facility import ROOT, Unavailable, unavailable_call
-from helpers.syscalls import PAGE, io_uring, sysv
+from helpers.syscalls import PAGE, io_uring, process_vm, sysv
 
 
 def _lock_calls() -> None:
@@ -175,6 +175,15 @@ def _process_madvise() -> None:
             raise unavailable_call("process_madvise", error, "5.10") from None
         finally:
             os.close(fd)
+
+
+def _process_mrelease() -> None:
+    # Of no process at all, which is refused.
+    try:
+        process_vm.process_mrelease(-1)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise unavailable_call("process_mrelease", error, "5.15") from None
 
 
 def _sysv_shm() -> None:
@@ -344,6 +353,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "dontneed-locked": _dontneed_locked,
     "guard": _guard,
     "process-madvise": _process_madvise,
+    "process-mrelease": _process_mrelease,
     "remap-file-pages": _remap_file_pages,
     "mseal": _mseal,
     "sysv-shm": _sysv_shm,
