@@ -23,7 +23,7 @@ from helpers.observe import (
 )
 from helpers.processes import Child, credentials, rlimits
 from helpers.reclaim import drivers
-from helpers.syscalls import PAGE, process_vm
+from helpers.syscalls import PAGE, io_uring, process_vm, ptrace, vmsplice
 
 N = 8
 
@@ -232,8 +232,8 @@ def test_child_shares_secret_memory_without_the_lock():
 
 @pytest.mark.detects("secret-read-by-others")
 def test_nobody_else_reads_secret_memory():
-    """Secret memory cannot be read or written through process_vm_readv, /proc/PID/mem, vmsplice
-    or read(2), by its own process neither: the kernel may not look at it."""
+    """Secret memory cannot be read or written through process_vm_readv, /proc/PID/mem or read(2) of
+    its descriptor, by its own process neither: the kernel may not look at it."""
     with secret() as region, Child() as child:
         region.write(0x5C)
         pid = child.pid
@@ -252,6 +252,64 @@ def test_nobody_else_reads_secret_memory():
         assert {k: v for k, v in answers.items() if v not in refused} == {}, "all are refused"
         assert syscalls.outcome(os.pread, region.fd, 16, 0) != "ok", "read(2) of the descriptor"
         assert region.first_bytes() == b"\x5c" * N, "nothing was written"
+
+
+def splice(region):
+    with vmsplice.frame_pipe() as pipe:
+        vmsplice.pin_in_pipe(pipe, region.addr, 1)
+
+
+def write_directly(region):
+    """Write the page to a file on disk past the page cache."""
+    fd = memory.scratch_file(1)
+    other = syscalls.open_direct(fd)
+    try:
+        syscalls.write_from_address(other, region.addr, PAGE, 0)
+    finally:
+        written = os.pread(fd, 4, 0)
+        os.close(other)
+        os.close(fd)
+        assert written == bytes(4), "nothing of it is in the file"
+
+
+def peek(region):
+    with Child() as child, ptrace.ptrace_stopped(child.pid):
+        ptrace.peekdata(child.pid, region.addr)
+
+
+def pin_in_ring(region):
+    with io_uring.io_uring_instance() as ring:
+        io_uring.register(ring, region.addr, region.size)
+
+
+PINNING = {
+    "vmsplice": splice,
+    "process_vm_readv": lambda r: process_vm.process_vm_readv(os.getpid(), r.addr, 16),
+    "/proc/self/mem": lambda r: process_vm.read_proc_mem("self", r.addr, 16),
+    "O_DIRECT": pytest.param(write_directly, marks=pytest.mark.needs("disk-file")),
+    "ptrace": pytest.param(peek, marks=pytest.mark.needs("outside-memory")),
+    "io_uring": pytest.param(pin_in_ring, marks=pytest.mark.needs("io-uring")),
+}
+
+
+@pytest.mark.parametrize("way", PINNING.values(), ids=PINNING)
+@pytest.mark.parametrize("drained", [False, True], ids=["just-touched", "drained"])
+@pytest.mark.source("mm/gup.c gup_fast_folio_allowed()", "CVE-2024-35872")
+@pytest.mark.detects("secret-spliced", "secret-written-directly")
+@pytest.mark.usefixtures("one_cpu")
+def test_kernel_gets_no_hold_of_secret_pages(way, drained):
+    """No call gets at a page of secret memory that is just touched and waits in this CPU's batch, nor
+    at one that has left it: vmsplice, direct I/O, ptrace, process_vm_readv, a fixed buffer of
+    io_uring are refused, and do the same with plain memory."""
+    with memory.mapping("shared", 1) as plain, secret(1) as region:
+        plain.touch(0)
+        assert syscalls.outcome(way, plain) == "ok", "control: plain memory"
+        syscalls.store(region.addr, b"\x5c")
+        if drained:
+            lru_batches.mlock_drain_local()
+        assert syscalls.outcome(way, region) in {"EFAULT", "EIO"}, "refused"
+        assert region.first_bytes() == b"\x5c", "contents"
+        assert residency.mapped_bits(region) == "1", "still there"
 
 
 @pytest.mark.parametrize(

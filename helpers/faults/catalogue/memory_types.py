@@ -83,4 +83,18 @@ FAULTS = (
         "result",
         {"process_vm_readv": requests.all_read},
     ),
+    Fault(
+        "secret-spliced",
+        CHAPTER,
+        "vmsplice takes pages of secret memory",
+        "result",
+        {"vmsplice": requests.substitute_result("EFAULT", syscalls.PAGE)},
+    ),
+    Fault(
+        "secret-written-directly",
+        CHAPTER,
+        "direct I/O writes secret memory to a file",
+        "result",
+        {"pwrite64": requests.substitute_result("EFAULT", syscalls.PAGE)},
+    ),
 )
