@@ -298,9 +298,9 @@ PINNING = {
 @pytest.mark.detects("secret-spliced", "secret-written-directly")
 @pytest.mark.usefixtures("one_cpu")
 def test_kernel_gets_no_hold_of_secret_pages(way, drained):
-    """No call gets at a page of secret memory that is just touched and waits in this CPU's batch, nor
-    at one that has left it: vmsplice, direct I/O, ptrace, process_vm_readv, a fixed buffer of
-    io_uring are refused, and do the same with plain memory."""
+    """No call gets at a page of secret memory, be it just touched and in this CPU's batch still:
+    vmsplice, direct I/O, ptrace, process_vm_readv, /proc/PID/mem and a fixed buffer of io_uring are
+    refused, where they take plain memory."""
     with memory.mapping("shared", 1) as plain, secret(1) as region:
         plain.touch(0)
         assert syscalls.outcome(way, plain) == "ok", "control: plain memory"
