@@ -313,6 +313,13 @@ FAULTS = (
         },
     ),
     Fault(
+        "mlock-hangs-without-readahead",
+        CHAPTER,
+        "mlock of a mapping that is not read ahead (MADV_RANDOM) does not return",
+        "side-effect",
+        {"mlock": requests.hang_where(lambda v: "rr" in v.flags)},
+    ),
+    Fault(
         "direct-write-lost",
         CHAPTER,
         "a direct write to a file that is locked returns success and is not made",

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import struct
 from collections.abc import Callable, Iterable
 
@@ -484,3 +486,15 @@ def all_dropped(call: Call) -> EffectSteps:
     if result == 0:
         for start, end, _ in before:
             call.inject("madvise", start, end - start, syscalls.MADV_DONTNEED)
+
+
+def hang_where(which: VmaPredicate) -> Effect:
+    """The call on VMAs like these does not return: the process stops for good."""
+
+    def effect(call: Call) -> EffectSteps:
+        found = any(which(v) for v in call.flagged(*call.range))
+        yield
+        if found and call.record():
+            os.kill(call.pid, signal.SIGSTOP)
+
+    return effect
