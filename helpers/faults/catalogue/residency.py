@@ -386,4 +386,18 @@ FAULTS = (
         "side-effect",
         {"fadvise64": files.drops()},
     ),
+    Fault(
+        "served-file-unlocked",
+        CHAPTER,
+        "a FUSE server's notification unlocks the file's locked mappings",
+        "side-effect",
+        {"write": files.served("munlock")},
+    ),
+    Fault(
+        "served-file-taken",
+        CHAPTER,
+        "a FUSE server's notification takes private copies of locked mappings too",
+        "side-effect",
+        {"write": files.served("madvise", syscalls.MADV_DONTNEED_LOCKED)},
+    ),
 )

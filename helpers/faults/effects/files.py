@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from array import array
 
 from helpers import syscalls
@@ -109,3 +110,24 @@ def _unmarked(call: Call, first: int, words: array[int]) -> array[int]:
 
 unmarked_when_back = edit_words(FLAGS, _unmarked)
 """Pages that were taken away and are there again are not PG_mlocked."""
+
+
+_INVAL_INODE = 2
+
+
+def served(name: str, *rest: int) -> Effect:
+    """When a FUSE server has a file dropped, a call is made on every locked mapping of a file."""
+
+    def effect(call: Call) -> EffectSteps:
+        if call.file != "/dev/fuse" or call.args[2] < 16:
+            return
+        code, unique = struct.unpack("=iQ", call.memory(call.args[1] + 4, 12))
+        if unique or code != _INVAL_INODE:
+            return
+        yield
+        for process in call.others():
+            for vma in call.locked_of(process.pid):
+                if vma.inode:
+                    call.inject_into(process, name, vma.start, vma.size, *rest)
+
+    return effect

@@ -16,7 +16,7 @@ from helpers import memory, processes, syscalls
 from helpers.machine import memory_blocks, mounts
 from helpers.memory import huge_pages
 from helpers.observe import huge_mappings
-from helpers.processes import credentials
+from helpers.processes import credentials, fuse_server
 from helpers.requirements.facility import ROOT, Unavailable, unavailable_call
 from helpers.syscalls import PAGE, numa, perf_event, process_vm, ptrace, userfaultfd
 
@@ -229,6 +229,17 @@ def _mount() -> None:
         ) from None
 
 
+def _fuse() -> None:
+    try:
+        with fuse_server.fuse_file(1, keep_cache=True) as served:
+            served.path.read_bytes()
+    except OSError as error:
+        raise Unavailable(
+            "no FUSE file system can be mounted", str(error),
+            f"{ROOT}: CAP_SYS_ADMIN, /dev/fuse (modprobe fuse)",
+        ) from None  # fmt: skip
+
+
 def _mkfs(kind: str) -> None:
     # The case itself makes and mounts it: that takes longer than all probes.
     if shutil.which(f"mkfs.{kind}") is None or shutil.which("mount") is None:
@@ -354,6 +365,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "mkfs-btrfs": functools.partial(_mkfs, "btrfs"),
     "mkfs-ext4": functools.partial(_mkfs, "ext4"),
     "mkfs-xfs": functools.partial(_mkfs, "xfs"),
+    "fuse": _fuse,
     "mount": _mount,
     "perf": _perf,
     "perf-user": _perf_user,
