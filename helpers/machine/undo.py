@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import stat
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -290,6 +291,23 @@ def _undo_module(record: Path, what: dict[str, object]) -> None:
         subprocess.run(["modprobe", "-r", "zram"], check=False, capture_output=True)
 
 
+UNPOISON = Path("/sys/kernel/debug/hwpoison/unpoison-pfn")
+
+
+def _undo_poisoned_frame(record: Path, what: dict[str, object]) -> None:
+    frame = int(str(what["pfn"]))
+    if frame > 0 and _is_poisoned(frame):  # nobody else poisons: a frame is taken for good
+        UNPOISON.write_text(f"{frame:#x}")
+        if _is_poisoned(frame):
+            raise ValueError(f"page frame {frame:#x} is in use still; left poisoned")
+
+
+def _is_poisoned(frame: int) -> bool:
+    with Path("/proc/kpageflags").open("rb", 0) as file:
+        (word,) = struct.unpack("=Q", os.pread(file.fileno(), 8, frame * 8))
+    return bool(word >> 19 & 1)  # KPF_HWPOISON
+
+
 Action = Callable[[Path, dict[str, object]], None]
 UNDO_BY_KIND: dict[str, tuple[dict[str, type], Action]] = {
     "process": ({"pid": int, "started": int}, _undo_process),
@@ -302,5 +320,6 @@ UNDO_BY_KIND: dict[str, tuple[dict[str, type], Action]] = {
     "setting": ({"path": str, "value": str, "wrote": str}, _undo_setting),
     "memory-block": ({"path": str, "inode": int}, _undo_memory_block),
     "module": ({"name": str}, _undo_module),
+    "poisoned-frame": ({"pfn": int}, _undo_poisoned_frame),
 }
 """Kind of record → its fields, and how it is undone, which proves first that the thing is ours."""

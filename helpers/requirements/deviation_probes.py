@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from helpers import memory, syscalls
 from helpers.observe import maps, special_mappings, status
-from helpers.syscalls import PAGE
+from helpers.syscalls import PAGE, io_uring
 
 
 def _wrapping_length() -> bool:
@@ -85,3 +85,14 @@ def _merging_range_enomem() -> bool:
             if syscalls.outcome(syscalls.mlock, three.addr, three.size) == "ENOMEM":
                 return True
     return False
+
+
+def _fresh_lock_unpinnable() -> bool:
+    # The pin takes the faults: pages of ZONE_MOVABLE, each in a batch of mlock that holds it.
+    with (
+        memory.mapping("memfd-shared", 16) as region,
+        io_uring.io_uring_instance() as ring,
+    ):
+        syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
+        seen = syscalls.outcome(io_uring.register, ring, region.addr, region.size)
+        return seen == "ENOMEM"

@@ -18,6 +18,7 @@ from helpers.requirements.deviation_probes import (
     _dontunmap_leaks,
     _dontunmap_strips,
     _droppable_locked,
+    _fresh_lock_unpinnable,
     _huge_lock_overflows,
     _merging_range_enomem,
     _onfault_prot_none,
@@ -126,6 +127,14 @@ KNOWN = {
             "droppable memory is never locked",
             (6, 11, 0), (7, 2, 13), "mm/mmap.c do_mmap", _droppable_locked,
             "its mending (in 6.12.107, 6.18.44, 7.2.13)", ((6, 12, 107), (6, 18, 44)),
+        ),
+        Deviation(
+            "fresh-lock-unpinnable",
+            "pinning locked pages of ZONE_MOVABLE that were touched just now gives ENOMEM: mlock's "
+            "batch holds them, and they cannot be moved",
+            "0, with the pages moved out of ZONE_MOVABLE",
+            (5, 18, 0), (6, 17, 0), "mm/gup.c collect_longterm_unpinnable_folios (2fbb0c10d1e8)",
+            _fresh_lock_unpinnable, "98c6d259319e (in 6.17)",
         ),
     )
 }  # fmt: skip

@@ -55,6 +55,7 @@ def other_node(region):
 @NODES
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["move_pages", "mbind", "migrate_pages"])
+@pytest.mark.detects("move-drops-contents")
 @pytest.mark.usefixtures("one_cpu")
 def test_locked_page_moved_to_another_node_stays_locked(kind, way):
     """move_pages, mbind(MPOL_MF_MOVE) and migrate_pages take locked pages to another node: in new

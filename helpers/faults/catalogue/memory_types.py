@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from helpers import syscalls
-from helpers.faults.effects import conditions, limits, requests
+from helpers.faults.catalogue.common import on_reads
+from helpers.faults.effects import conditions, limits, requests, shown
 from helpers.faults.fault import Fault
+from helpers.observe import page_flags
 from helpers.syscalls import SHM_LOCK, SHM_UNLOCK
 
 CHAPTER = "memory_types"
+SOFT_OFFLINE = conditions.is_(2, syscalls.MADV_SOFT_OFFLINE)
 FAULTS = (
     Fault(
         "shm-lock-ignored",
@@ -96,5 +99,80 @@ FAULTS = (
         "direct I/O writes secret memory to a file",
         "result",
         {"pwrite64": requests.substitute_result("EFAULT", syscalls.PAGE)},
+    ),
+    Fault(
+        "pin-of-locked-enomem",
+        CHAPTER,
+        "pinning a fixed buffer gives ENOMEM to a process that has locked memory",
+        "skipped",
+        {"io_uring_register": requests.fail_with("ENOMEM", conditions.pins_locked)},
+    ),
+    Fault(
+        "pin-of-locked-unlocks",
+        CHAPTER,
+        "pinning a fixed buffer unlocks what the process has locked",
+        "side-effect",
+        {"io_uring_register": requests.unlocked_after(conditions.pins_locked)},
+    ),
+    Fault(
+        "move-drops-contents",
+        CHAPTER,
+        "move_pages and mbind lose the contents of locked pages",
+        "side-effect",
+        {
+            "mbind": requests.followed_by(
+                "madvise", syscalls.MADV_DONTNEED_LOCKED, when=conditions.always
+            ),
+            "move_pages": requests.moved_empty,
+        },
+    ),
+    Fault(
+        "soft-offline-unlocks",
+        CHAPTER,
+        "MADV_SOFT_OFFLINE unlocks the page",
+        "side-effect",
+        {"madvise": requests.followed_by("munlock", when=SOFT_OFFLINE)},
+    ),
+    Fault(
+        "soft-offline-drops",
+        CHAPTER,
+        "MADV_SOFT_OFFLINE loses the page's contents",
+        "side-effect",
+        {
+            "madvise": requests.followed_by(
+                "madvise", syscalls.MADV_DONTNEED_LOCKED, when=SOFT_OFFLINE
+            )
+        },
+    ),
+    Fault(
+        "soft-offline-unmarks",
+        CHAPTER,
+        "a locked page moved by MADV_SOFT_OFFLINE is not PG_mlocked",
+        "readout",
+        {
+            "madvise": shown.mark_frames("cleared", only=SOFT_OFFLINE),
+            **on_reads(shown.frames_show("cleared", page_flags.MLOCKED, False)),
+        },
+    ),
+    Fault(
+        "hwpoison-ignored",
+        CHAPTER,
+        "MADV_HWPOISON returns 0 and takes no page",
+        "skipped",
+        {"madvise": requests.skip_returning(conditions.is_(2, syscalls.MADV_HWPOISON))},
+    ),
+    Fault(
+        "hwpoison-unlocks",
+        CHAPTER,
+        "an error in a locked page unlocks all of the process",
+        "side-effect",
+        {"madvise": requests.unlocked_after(conditions.is_(2, syscalls.MADV_HWPOISON))},
+    ),
+    Fault(
+        "policy-change-unlocks",
+        CHAPTER,
+        "set_mempolicy unlocks what the process has locked",
+        "side-effect",
+        {"set_mempolicy": requests.unlocked_after(conditions.always)},
     ),
 )

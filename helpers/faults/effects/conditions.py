@@ -185,3 +185,8 @@ def swapped(call: Call) -> bool:
     low, high = call.range
     count = min((high - low) // PAGE, 4096)
     return bool(low) and pagemap.swapped_count(low, count, call.pid) > 0
+
+
+def pins_locked(call: Call) -> bool:
+    """An io_uring_register of fixed buffers by a process that has locked memory."""
+    return call.args[1] == 0 and call.vmlck > 0

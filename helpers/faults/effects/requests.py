@@ -498,3 +498,38 @@ def hang_where(which: VmaPredicate) -> Effect:
             os.kill(call.pid, signal.SIGSTOP)
 
     return effect
+
+
+def unlocked_after(when: CallPredicate) -> Effect:
+    """The call unlocks all that its process has locked."""
+
+    def effect(call: Call) -> EffectSteps:
+        parts = call.locked() if when(call) else []
+        result = yield
+        if result >= 0:
+            for start, end, _ in parts:
+                call.inject("munlock", start, end - start)
+
+    return effect
+
+
+def followed_by(name: str, *rest: int, when: CallPredicate) -> Effect:
+    """A call like these is followed by another on its range."""
+
+    def effect(call: Call) -> EffectSteps:
+        acts = when(call)
+        result = yield
+        if acts and result == 0:
+            low, high = call.range
+            call.inject(name, low, high - low, *rest)
+
+    return effect
+
+
+def moved_empty(call: Call) -> EffectSteps:
+    """move_pages that moved something loses what was in the locked memory of its process."""
+    parts = call.locked() if call.args[3] else []
+    result = yield
+    if result == 0:
+        for start, end, _ in parts:
+            call.inject("madvise", start, end - start, syscalls.MADV_DONTNEED_LOCKED)

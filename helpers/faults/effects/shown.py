@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from helpers.faults.call import Call, Effect, ReadFilter
 from helpers.faults.effects.accounting import process_file, renumber
-from helpers.faults.effects.conditions import EffectSteps, VmaPredicate, file
+from helpers.faults.effects.conditions import CallPredicate, EffectSteps, VmaPredicate, always, file
 from helpers.observe import page_flags, pagemap
 from helpers.syscalls import PAGE
 
@@ -114,11 +114,19 @@ def _frames(call: Call, name: str) -> set[int]:
 
 
 def mark_frames(
-    name: str, when: str = "after", *, other: str = "", behind: bool = False, last: bool = False
+    name: str,
+    when: str = "after",
+    *,
+    other: str = "",
+    behind: bool = False,
+    last: bool = False,
+    only: CallPredicate = always,
 ) -> Effect:
     """Remember the PFNs of the call's range (or the page ``behind`` it, or its ``last``)."""
 
     def effect(call: Call) -> EffectSteps:
+        if not only(call):
+            return
         low, high = call.range
         if behind:
             low, high = high, high + PAGE

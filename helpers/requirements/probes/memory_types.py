@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helpers import memory, processes, syscalls
-from helpers.machine import memory_blocks, mounts
+from helpers.machine import memory_blocks, mounts, undo
 from helpers.memory import huge_pages
 from helpers.observe import huge_mappings
 from helpers.processes import credentials, fuse_server
@@ -131,6 +131,22 @@ def _compaction() -> None:
         os.close(os.open("/proc/sys/vm/compact_memory", os.O_WRONLY))
     except OSError as error:
         raise Unavailable("memory cannot be compacted", str(error.strerror), ROOT) from None
+
+
+def _memory_failure() -> None:
+    # Nothing is tried: a frame that is poisoned is taken from the machine until it is unpoisoned.
+    known = Path("/proc/meminfo").read_text()
+    if "HardwareCorrupted:" not in known or not os.access(undo.UNPOISON, os.W_OK):
+        raise Unavailable(
+            "pages cannot be poisoned and unpoisoned", str(undo.UNPOISON),
+            f"{ROOT}, a kernel with CONFIG_MEMORY_FAILURE=y and CONFIG_HWPOISON_INJECT "
+            "(modprobe hwpoison-inject), debugfs mounted on /sys/kernel/debug",
+        )  # fmt: skip
+
+
+def _numa_balancing() -> None:
+    _two_nodes()
+    _writable("/proc/sys/kernel/numa_balancing")
 
 
 def _movable_block() -> None:
@@ -375,7 +391,9 @@ PROBES: dict[str, Callable[[], None]] = {
     "ksm": _ksm,
     "large-folios": _large_folios,
     "mergeable": _mergeable,
+    "memory-failure": _memory_failure,
     "movable-block": _movable_block,
+    "numa-balancing": _numa_balancing,
     "two-nodes": _two_nodes,
     "clear-refs": _clear_refs,
     "forced-outside": _forced_outside,
