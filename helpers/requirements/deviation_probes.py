@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from helpers import memory, syscalls
 from helpers.observe import maps, special_mappings, status
+from helpers.processes import munlock_race
 from helpers.syscalls import PAGE, io_uring
 
 
@@ -96,3 +97,7 @@ def _fresh_lock_unpinnable() -> bool:
         syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         seen = syscalls.outcome(io_uring.register, ring, region.addr, region.size)
         return seen == "ENOMEM"
+
+
+def _racing_munlock_strands() -> bool:
+    return munlock_race.stranded()[1] > 0

@@ -22,6 +22,7 @@ from helpers.requirements.deviation_probes import (
     _huge_lock_overflows,
     _merging_range_enomem,
     _onfault_prot_none,
+    _racing_munlock_strands,
     _special_mapping_locked,
     _wrapping_length,
 )
@@ -135,6 +136,14 @@ KNOWN = {
             "0, with the pages moved out of ZONE_MOVABLE",
             (5, 18, 0), (6, 17, 0), "mm/gup.c collect_longterm_unpinnable_folios (2fbb0c10d1e8)",
             _fresh_lock_unpinnable, "98c6d259319e (in 6.17)",
+        ),
+        Deviation(
+            "racing-munlock-strands",
+            "pages that two CPUs lock and unlock at the same time stay mlocked, and unevictable, "
+            "until they are freed",
+            "the count of lockers errs on the low side: none is stranded",
+            (5, 18, 0), None, "mm/mlock.c __munlock_folio; unevictable-lru.rst",
+            _racing_munlock_strands,
         ),
     )
 }  # fmt: skip

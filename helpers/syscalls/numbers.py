@@ -73,6 +73,7 @@ NUMBERS: dict[str, tuple[int | None, ...]] = {
     "fallocate": (285, 324, 352, 309, 314, 47),
     "ftruncate": (77, 93, 93, 93, 93, 46),
     "ptrace": (101, 26, 26, 26, 26, 117),
+    "sched_setaffinity": (203, 241, 241, 222, 239, 122),
     "process_vm_readv": (310, 347, 376, 351, 340, 270),
 }  # fmt: skip
 """Name → its number in each of the columns; None where there is no such call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from helpers.faults.call import END
 from helpers.faults.catalogue.common import both_locks, miscounting, on_reads
-from helpers.faults.effects import accounting, conditions, limits, requests, shown
+from helpers.faults.effects import accounting, batches, conditions, limits, requests, shown
 from helpers.faults.fault import Fault
 from helpers.observe import page_flags
 
@@ -58,5 +58,57 @@ FAULTS = (
         "mlock leaves out what lies behind the first 1000 VMAs",
         "argument",
         both_locks(requests.cut_after(1000)),
+    ),
+    Fault(
+        "mark-lost-on-another-cpu",
+        CHAPTER,
+        "a page that waits in another CPU's batch is not PG_mlocked by a lock",
+        "readout",
+        {
+            "sched_setaffinity": batches.remember_move,
+            **both_locks(batches.after_move(shown.mark_frames("cleared"))),
+            **on_reads(shown.frames_show("cleared", page_flags.MLOCKED, False)),
+        },
+    ),
+    Fault(
+        "mark-kept-on-another-cpu",
+        CHAPTER,
+        "munlock on another CPU than the lock's leaves PG_mlocked",
+        "readout",
+        {
+            "sched_setaffinity": batches.remember_move,
+            "munlock": batches.after_move(shown.mark_frames("kept", "before")),
+            "munlockall": batches.after_move(shown.mark_frames("kept", "before")),
+            **on_reads(shown.frames_show("kept", page_flags.MLOCKED, True)),
+        },
+    ),
+    Fault(
+        "lock-leaves-its-batch",
+        CHAPTER,
+        "the last pages of a lock wait in the CPU's batch when it returns",
+        "readout",
+        {
+            **both_locks(batches.leave_waiting),
+            "mmap": batches.leave_waiting,
+            **on_reads(shown.edit_words(shown.FLAGS, batches.waiting_not_unevictable)),
+        },
+    ),
+    Fault(
+        "mlocked-counter-grows-on-another-cpu",
+        CHAPTER,
+        "Mlocked in meminfo keeps what is unlocked on another CPU than the lock's",
+        "readout",
+        {
+            "sched_setaffinity": batches.remember_move,
+            **dict.fromkeys(("munlock", "munlockall", "munmap"), batches.leak_count),
+            **on_reads(batches.show_leaked),
+        },
+    ),
+    Fault(
+        "mlocked-counter-grows-at-exit",
+        CHAPTER,
+        "Mlocked in meminfo keeps what a process had locked when it ended",
+        "readout",
+        {END: batches.leak_at_exit, **on_reads(batches.show_leaked)},
     ),
 )

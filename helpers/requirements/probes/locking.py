@@ -335,6 +335,19 @@ def _hypothesis() -> None:
         )
 
 
+def _two_cpus() -> None:
+    saved = os.sched_getaffinity(0)
+    if len(saved) < 2:
+        raise Unavailable(
+            "a process may use one CPU only", f"CPU {min(saved)}", "two CPUs (taskset, cpuset)"
+        )
+    try:
+        os.sched_setaffinity(0, {max(saved)})
+        os.sched_setaffinity(0, saved)
+    except OSError as error:
+        raise unavailable_call("sched_setaffinity", error, "2.6") from None
+
+
 PROBES: dict[str, Callable[[], None]] = {
     "lock-calls": _lock_calls,
     "smaps-flags": _smaps_flags,
@@ -342,6 +355,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "kpageflags": _kpageflags,
     "kpagecount": _kpagecount,
     "mincore": _mincore,
+    "two-cpus": _two_cpus,
     "other-user": _other_user,
     "user-namespace": _user_namespace,
     "stub-process": _bare_process,
