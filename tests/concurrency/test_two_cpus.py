@@ -16,6 +16,7 @@ from helpers.machine import kernel_version
 from helpers.memory import mapping
 from helpers.observe import mlock_counters, page_flags, pagemap, residency, status
 from helpers.processes import cpus, munlock_race
+from helpers.requirements import deviations
 from helpers.syscalls import MAP_ANONYMOUS, MAP_FIXED, MAP_LOCKED, MAP_PRIVATE, PROT_RW
 
 pytestmark = [
@@ -159,8 +160,8 @@ DRAINED = {
 @pytest.mark.usefixtures("one_cpu")
 @pytest.mark.detects("lock-leaves-its-batch")
 def test_lock_call_empties_its_own_batch(kind, way):
-    """When a call that locks and populates has returned, its pages are mlocked and on the
-    unevictable list, before anything else empties this CPU's batch."""
+    """When a call that locks and populates has returned, its pages are mlocked and (from 5.18)
+    on the unevictable list, before anything else empties this CPU's batch."""
     for pages in (1, 7, 33):
         with mapping(kind, pages) as region:
             cpus.mlock_drain_all()
@@ -168,7 +169,8 @@ def test_lock_call_empties_its_own_batch(kind, way):
             # Not marks(): the call itself is asked about.
             seen = page_flags.snapshot(region.addr, pages)
             assert residency.bits(seen.mlocked) == "1" * pages, f"mlocked, of {pages}"
-            assert residency.bits(seen.unevictable) == "1" * pages, f"unevictable, of {pages}"
+            if not BEFORE_5_18:  # then each page was put back by way of the batch
+                assert residency.bits(seen.unevictable) == "1" * pages, f"unevictable, of {pages}"
 
 
 LOCKERS, ROUNDS, WAITING = 6, 5, 12
@@ -231,11 +233,15 @@ def test_machine_counters_come_back_after_parallel_lockers(end):
 
 
 @pytest.mark.exclusive
-@pytest.mark.deviation("racing-munlock-strands")
 @pytest.mark.claim("W18")
-def test_race_of_two_lockers_leaves_no_page_mlocked(record_property):
+@pytest.mark.detects("mark-kept-on-another-cpu")
+def test_race_of_two_lockers_leaves_no_page_mlocked():
     """However two CPUs lock and unlock the same pages at the same time, no page is left mlocked
     when both are done: the count of lockers errs on the low side."""
     raced, stranded = munlock_race.stranded()
-    record_property("stranded", f"{stranded} of {raced} pages")
+    assert stranded <= raced // 8, f"{stranded} of {raced} raced pages are mlocked by nobody"
+    known = deviations.KNOWN["racing-munlock-strands"]
+    if stranded and known.in_range(kernel_version.version()):
+        # Not by the mark: whether a race is met is chance, in the probe as in the case.
+        pytest.xfail(f"{known}; {stranded} of {raced} pages")
     assert stranded == 0, f"{stranded} of {raced} raced pages are mlocked by nobody"

@@ -294,4 +294,32 @@ FAULTS = (
         "side-effect",
         {"munlockall": requests.keep_locked_where(conditions.inaccessible)},
     ),
+    Fault(
+        "vma-not-merged-on-protect",
+        CHAPTER,
+        "what mprotect gives its old protection back does not merge with its neighbours",
+        "side-effect",
+        {"mprotect": requests.dont_merge},
+    ),
+    Fault(
+        "vma-not-merged-on-move",
+        CHAPTER,
+        "what mremap moves does not merge with a neighbour that it continues",
+        "side-effect",
+        {"mremap": requests.dont_merge_moved},
+    ),
+    Fault(
+        "moved-takes-neighbours-lock",
+        CHAPTER,
+        "what mremap moves beside locked memory takes over that lock",
+        "side-effect",
+        {"mremap": requests.moved_like_neighbour},
+    ),
+    Fault(
+        "several-moved-take-first-lock",
+        CHAPTER,
+        "of several VMAs moved by one mremap each takes the lock of the first",
+        "side-effect",
+        {"mremap": requests.moved_like_first},
+    ),
 )

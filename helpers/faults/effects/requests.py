@@ -533,3 +533,35 @@ def moved_empty(call: Call) -> EffectSteps:
     if result == 0:
         for start, end, _ in parts:
             call.inject("madvise", start, end - start, syscalls.MADV_DONTNEED_LOCKED)
+
+
+def dont_merge_moved(call: Call) -> EffectSteps:
+    """What mremap moved merges with no neighbour."""
+    result = yield
+    if result > 0 and result != call.args[0]:
+        call.inject("madvise", result, call.args[2], syscalls.MADV_DONTDUMP)
+
+
+def moved_like_neighbour(call: Call) -> EffectSteps:
+    """What mremap moved beside locked memory is locked as that."""
+    result = yield
+    if result > 0 and result != call.args[0]:
+        end = result + call.args[2]
+        for low in (result - PAGE, end):
+            for _, _, vma in call.locked(low, low + PAGE):
+                call.inject("mlock2", result, call.args[2], int(vma.onfault))
+                return
+
+
+def moved_like_first(call: Call) -> EffectSteps:
+    """Of several VMAs that one mremap moves each has the lock of the first."""
+    parts = call.flagged(call.args[0], call.args[0] + call.args[1])
+    result = yield
+    if result > 0 and result != call.args[0] and len(parts) > 1:
+        for vma in parts[1:]:
+            if vma.lock != parts[0].lock:
+                start = vma.start - call.args[0] + result
+                if parts[0].locked:
+                    call.inject("mlock2", start, vma.size, int(parts[0].onfault))
+                else:
+                    call.inject("munlock", start, vma.size)
