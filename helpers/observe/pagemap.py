@@ -17,6 +17,7 @@ from helpers.syscalls import PAGE
 
 PRESENT, SWAPPED, FILE_OR_SHARED = 1 << 63, 1 << 62, 1 << 61
 EXCLUSIVE, SOFT_DIRTY, GUARD = 1 << 56, 1 << 55, 1 << 58
+WRITE_PROTECTED = 1 << 57
 PFN_MASK = (1 << 55) - 1
 
 

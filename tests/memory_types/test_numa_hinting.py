@@ -53,8 +53,8 @@ def fill(*regions):
 @pytest.mark.detects("policy-change-unlocks")
 def test_numa_balancing_faults_in_locked_memory_and_leaves_it_locked(reclaim, balancing):
     """With kernel.numa_balancing on, reads of locked memory take minor faults now and then, as
-    those of unlocked memory do, with it off they take none; the pages stay present, mlocked, counted
-    and intact, on whatever node."""
+    those of unlocked memory do, with it off they take none; the pages stay present, mlocked,
+    counted and intact, on whatever node."""
     with (
         reclaim.setting(SETTING, balancing),
         mapping("private", PAGES) as region,

@@ -188,7 +188,7 @@ def test_mapping_placed_beside_others(move, mirrored):
 
 
 SEVERAL = {
-    "to a place of its own": 11,
+    "to a place of its own": 8,
     "before a neighbour": 10,
     "across a neighbour": 12,
 }
@@ -221,6 +221,8 @@ def test_move_of_several_vmas_in_one_call(letters, to, mirrored):
         )
         if kernel_version.version() < (6, 17, 0):
             assert answer == "EFAULT", "one VMA at a time"
+            # MREMAP_FIXED has unmapped what was there by then.
+            want = {p: v for p, v in want.items() if not target <= p < target + 6}
         else:
             assert answer == "ok", "all in one call"
             moved = {page - source + target: want.pop(page) for page in range(source, source + 6)

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from helpers import syscalls
-from helpers.faults.catalogue.common import on_reads
+from helpers.faults.catalogue.common import both_locks, on_reads
 from helpers.faults.effects import conditions, limits, requests, shown
 from helpers.faults.fault import Fault
-from helpers.observe import page_flags
+from helpers.observe import page_flags, pagemap
 from helpers.syscalls import SHM_LOCK, SHM_UNLOCK
 
 CHAPTER = "memory_types"
 SOFT_OFFLINE = conditions.is_(2, syscalls.MADV_SOFT_OFFLINE)
+_UNMARKED = on_reads(shown.frames_show("cleared", page_flags.MLOCKED, False))
+_PRESENT, _ANONYMOUS = pagemap.PRESENT, pagemap.PRESENT | pagemap.FILE_OR_SHARED
 FAULTS = (
     Fault(
         "shm-lock-ignored",
@@ -174,5 +176,63 @@ FAULTS = (
         "set_mempolicy unlocks what the process has locked",
         "side-effect",
         {"set_mempolicy": requests.unlocked_after(conditions.always)},
+    ),
+    Fault(
+        "advised-page-not-marked",
+        CHAPTER,
+        "a page that was advised MADV_COLD or MADV_FREE is not PG_mlocked by its lock",
+        "readout",
+        {
+            "madvise": shown.remember_advised(syscalls.MADV_COLD, syscalls.MADV_FREE),
+            **both_locks(shown.unmark_advised("cleared")),
+            **_UNMARKED,
+        },
+    ),
+    Fault(
+        "cow-page-not-marked",
+        CHAPTER,
+        "a private page that a forked child shares is not PG_mlocked by its lock",
+        "readout",
+        {
+            **both_locks(
+                shown.unmark_at_lock(
+                    "cleared", lambda w: w & (_ANONYMOUS | pagemap.EXCLUSIVE) == _PRESENT
+                )
+            ),
+            **_UNMARKED,
+        },
+    ),
+    Fault(
+        "protected-page-not-marked",
+        CHAPTER,
+        "a page that a userfaultfd has write-protected is not PG_mlocked by its lock",
+        "readout",
+        {
+            **both_locks(
+                shown.unmark_at_lock("cleared", lambda w: bool(w & pagemap.WRITE_PROTECTED))
+            ),
+            **_UNMARKED,
+        },
+    ),
+    Fault(
+        "mark-lost-on-move",
+        CHAPTER,
+        "pages of locked memory that mremap moves lose PG_mlocked",
+        "readout",
+        {"mremap": shown.unmark_moved("cleared"), **_UNMARKED},
+    ),
+    Fault(
+        "mark-lost-on-migration",
+        CHAPTER,
+        "locked pages that move_pages moves to another node lose PG_mlocked",
+        "readout",
+        {"move_pages": shown.unmark_migrated("cleared"), **_UNMARKED},
+    ),
+    Fault(
+        "guard-removed-by-lock",
+        CHAPTER,
+        "a lock removes the guard pages of its range",
+        "side-effect",
+        both_locks(requests.advise_after(syscalls.MADV_GUARD_REMOVE)),
     ),
 )

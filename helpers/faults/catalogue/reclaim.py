@@ -231,4 +231,14 @@ FAULTS = (
             **on_reads(shown.frames_show("kept", page_flags.MLOCKED, True)),
         },
     ),
+    Fault(
+        "culled-stays-unevictable",
+        CHAPTER,
+        "a locked page that reclaim has met stays on the unevictable list after its last lock",
+        "readout",
+        {
+            **on_reclaim(shown.mark_culled("kept")),
+            **on_reads(shown.frames_show("kept", page_flags.UNEVICTABLE, True)),
+        },
+    ),
 )

@@ -298,3 +298,80 @@ def mark_all_processes(name: str) -> Effect:
             _frames(call, name).update(numbers)
 
     return effect
+
+
+def unmark_at_lock(name: str, which: Callable[[int], bool]) -> Effect:
+    """Remember the frames of pages whose pagemap entry was such when their lock came."""
+
+    def effect(call: Call) -> EffectSteps:
+        low, high = call.range
+        words = pagemap.entries(low, min((high - low) // PAGE, 4096), call.pid) if low else ()
+        result = yield
+        if result == 0 and any(map(which, words)):
+            after = pagemap.pfns(low, len(words), call.pid)
+            numbers = {n for w, n in zip(words, after) if n and which(w)}
+            if numbers and call.record():
+                _frames(call, name).update(numbers)
+
+    return effect
+
+
+def remember_advised(*advice: int) -> Effect:
+    """Note the range that was given an advice."""
+
+    def effect(call: Call) -> EffectSteps:
+        result = yield
+        if result == 0 and call.args[2] in advice:
+            call.notes["advised"] = call.range
+
+    return effect
+
+
+def unmark_advised(name: str) -> Effect:
+    """Remember the frames of a lock whose range has been advised before."""
+    marking = mark_frames(name)
+
+    def effect(call: Call) -> EffectSteps | None:
+        return marking(call) if call.notes.get("advised") == call.range else None
+
+    return effect
+
+
+def unmark_moved(name: str) -> Effect:
+    """Remember the frames of locked memory that mremap has moved."""
+
+    def effect(call: Call) -> EffectSteps:
+        result = yield
+        if result > 0 and result != call.args[0]:
+            high = result + call.args[2]
+            numbers = {n for s, e, _ in call.locked(result, high) for n in call.frames(s, e)}
+            if numbers and call.record():
+                _frames(call, name).update(numbers)
+
+    return effect
+
+
+def unmark_migrated(name: str) -> Effect:
+    """Remember the frames of all locked pages when pages have been moved to another node."""
+
+    def effect(call: Call) -> EffectSteps:
+        result = yield
+        numbers = {n for s, e, _ in call.locked() for n in call.frames(s, e)}
+        if result >= 0 and call.args[3] and numbers and call.record():
+            _frames(call, name).update(numbers)
+
+    return effect
+
+
+def mark_culled(name: str) -> Effect:
+    """Remember the locked pages that are in memory when reclaim is driven."""
+
+    def effect(call: Call) -> None:
+        numbers = {
+            n for p in call.others() for v in call.locked_of(p.pid)
+            for n in pagemap.pfns(v.start, min(v.size // PAGE, 4096), p.pid) if n
+        }  # fmt: skip
+        if numbers and call.record():
+            _frames(call, name).update(numbers)
+
+    return effect
