@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from helpers import memory, syscalls
-from helpers.observe import maps, special_mappings, status
-from helpers.processes import munlock_race
+from helpers import memory, processes, syscalls
+from helpers.memory import huge_pages
+from helpers.observe import folios, lru_batches, maps, special_mappings, status
+from helpers.processes import cpus, munlock_race
 from helpers.syscalls import PAGE, io_uring
 
 
@@ -97,6 +98,23 @@ def _fresh_lock_unpinnable() -> bool:
         syscalls.mlock2(region.addr, region.size, syscalls.MLOCK_ONFAULT)
         seen = syscalls.outcome(io_uring.register, ring, region.addr, region.size)
         return seen == "ENOMEM"
+
+
+def _huge_page_forgets_lockers() -> bool:
+    cpus.pin_to_one_cpu()
+    huge_pages.enable_thp()
+    with huge_pages.thp_aligned_mapping() as region:
+        region.touch()
+        syscalls.mprotect(region.addr, region.size, syscalls.PROT_READ)
+        lru_batches.mlock_drain_local()
+        syscalls.mlock(region.addr, region.size)
+        marked = [folios.mlocked(region.sub(0, 1))]
+        with processes.Child() as child:
+            for call in (syscalls.mlock, syscalls.munlock):
+                child.call(call, region.addr, region.size)
+            child.call(lru_batches.mlock_drain_local)
+            marked.append(folios.mlocked(region.sub(0, 1)))
+        return marked == [[True], [False]]
 
 
 def _racing_munlock_strands() -> bool:

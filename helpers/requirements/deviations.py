@@ -20,6 +20,7 @@ from helpers.requirements.deviation_probes import (
     _droppable_locked,
     _fresh_lock_unpinnable,
     _huge_lock_overflows,
+    _huge_page_forgets_lockers,
     _merging_range_enomem,
     _onfault_prot_none,
     _racing_munlock_strands,
@@ -136,6 +137,13 @@ KNOWN = {
             "0, with the pages moved out of ZONE_MOVABLE",
             (5, 18, 0), (6, 17, 0), "mm/gup.c collect_longterm_unpinnable_folios (2fbb0c10d1e8)",
             _fresh_lock_unpinnable, "98c6d259319e (in 6.17)",
+        ),
+        Deviation(
+            "huge-page-forgets-lockers",
+            "a huge page that two processes have locked is no longer mlocked when one unlocks it",
+            "PG_mlocked until the last unlock",
+            (4, 8, 0), (5, 18, 0), "mm/rmap.c try_to_unmap_one (9a73f61bdb8a)",
+            _huge_page_forgets_lockers, "mlock_count (commit cea86fe246b6, in 5.18)",
         ),
         Deviation(
             "racing-munlock-strands",

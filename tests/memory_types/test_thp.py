@@ -22,7 +22,7 @@ from helpers.observe import (
     status,
 )
 from helpers.processes import Child, cpus
-from helpers.reclaim import drivers
+from helpers.reclaim import control_pairs, drivers
 from helpers.requirements.inconclusive import inconclusive
 from helpers.syscalls import PAGE
 
@@ -425,12 +425,9 @@ def test_copy_of_a_page_of_a_locked_huge_page_is_marked():
 
 
 @FLAGS
+@pytest.mark.deviation("huge-page-forgets-lockers")
 def test_huge_page_with_two_lockers_keeps_its_mark_until_the_last():
     """A huge page locked by two processes stays mlocked when one of them unlocks."""
-    if kernel_version.version() < (5, 18, 0):
-        pytest.skip(
-            "needs a kernel from 5.18 on: before cea86fe246b6 a huge page mapped twice has no mark"
-        )
     with huge_page() as region:
         syscalls.mprotect(region.addr, region.size, syscalls.PROT_READ)
         lru_batches.mlock_drain_local()
@@ -624,3 +621,40 @@ def test_reclaim_of_a_huge_page_whose_first_page_is_locked(reclaim):
         assert drivers.reclaim_evicts(group.reclaim, child.pid, loose), (
             "without the lock in the way they go"
         )
+
+
+@pytest.mark.needs("cgroup", "swap")
+@pytest.mark.claim("W1", "W13")
+@pytest.mark.parametrize("last", ["parent", "child"])
+@pytest.mark.usefixtures("one_cpu")
+@pytest.mark.detects("reclaim-takes-locked")
+def test_huge_page_with_two_lockers_stays_until_the_last_lets_go(reclaim, last):
+    """Under pressure a huge page that two processes have locked stays in memory when one of them
+    has unlocked it, and goes when both have."""
+    with huge_pages.thp_aligned_mapping(2) as region, reclaim.cgroup() as group, Child() as child:
+        group.add(child.pid)
+        subject, control = region.sub(0, N), region.sub(N, N)
+        of_subject = (subject.addr, subject.size)
+        child.call(lay_out, subject)
+        if not huge_mappings.is_huge(subject, child.pid):
+            inconclusive("the kernel gave no huge page")
+        child.call(syscalls.mprotect, *of_subject, syscalls.PROT_READ)  # or mlock would copy it
+        child.call(syscalls.mlock, *of_subject)
+        other = child.call(control_pairs.fork_grandchild)
+        child.call(control_pairs.call_in_grandchild, syscalls.mlock, *of_subject)
+        child.call(lay_out, control)
+        calls = [
+            (syscalls.munlock, *of_subject),
+            (control_pairs.call_in_grandchild, syscalls.munlock, *of_subject),
+        ]
+        if last == "parent":
+            calls.reverse()
+        child.call(*calls[0])
+        child.call(lru_batches.mlock_drain_local)
+        drivers.reclaim_until_evicted(group.reclaim, child.pid, control)
+        for pid in (child.pid, other):
+            assert pagemap.present_count(subject.addr, N, pid) == N, "one still locks: all stay"
+        assert child.call(numbers, subject) == COUNTING, "contents"
+        child.call(*calls[1])
+        child.call(lru_batches.mlock_drain_local)
+        assert drivers.reclaim_evicts(group.reclaim, child.pid, subject), "then it goes"
