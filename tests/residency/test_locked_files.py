@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Locked file pages: read in by the lock, kept in the page cache, lost to truncation alone."""
+"""Locked file pages: read in by the lock, kept in the page cache, lost when the file is truncated.
+
+What else takes them is in test_invalidated_files.py and test_served_files.py.
+"""
 
 import os
 from contextlib import ExitStack, contextmanager
