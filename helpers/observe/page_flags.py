@@ -47,18 +47,31 @@ _BRIDGE = 16
 _ATTEMPTS = 20
 
 
-def contiguous_pfns(numbers: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Stretches of PFNs that follow one another: (PFN, first index, length) in page order."""
+def contiguous_pfns(numbers: list[int]) -> list[tuple[int, int, int, int]]:
+    """Stretches of PFNs in page order: (first PFN, first index, length, step).
+
+    The step is 1, 0 (absent pages, or one page mapped many times) or -1: the page allocator hands
+    out first what was freed last, so new memory runs backwards as often as forwards.
+    """
     if not numbers:
         return []
     steps = map(sub, numbers[1:], numbers)
-    starts = [0, *(i for i, step in enumerate(steps, 1) if step != 1)]
-    ends = [*starts[1:], len(numbers)]
-    return [(numbers[s], s, e - s) for s, e in zip(starts, ends)]
+    starts = [0, *(index for index, step in enumerate(steps, 1) if not -2 < step < 2)]
+    found = []
+    for start, end in zip(starts, [*starts[1:], len(numbers)]):
+        first, length = numbers[start], end - start
+        step = numbers[start + 1] - first if length > 1 else 1
+        if numbers[end - 1] - first == step * (length - 1) and (step or length == 2):
+            found.append((first, start, length, step))
+        elif not step and numbers[start:end].count(first) == length:
+            found.append((first, start, length, 0))
+        else:  # a page is mapped twice among its neighbours
+            found += [(numbers[index], index, 1, 1) for index in range(start, end)]
+    return found
 
 
 def read_ranges(
-    parts: Sequence[tuple[int, int, int]], bridge: int = _BRIDGE
+    parts: Sequence[tuple[int, int, int, int]], bridge: int = _BRIDGE
 ) -> list[tuple[int, int]]:
     """The PFN ranges (first, count) to read for these segments, in ascending order.
 
@@ -66,45 +79,48 @@ def read_ranges(
     """
     found: list[tuple[int, int]] = []
     first, end = -1, -bridge - 1
-    for pfn, _, length in sorted(parts):
-        if not pfn:
-            continue
-        if pfn - end > bridge:
+    for low, high in sorted(
+        sorted((pfn, pfn + step * (length - 1))) for pfn, _, length, step in parts if pfn
+    ):
+        if low - end > bridge:
             if first >= 0:
                 found.append((first, end - first))
-            first, end = pfn, pfn + length
-        elif pfn + length > end:
-            end = pfn + length
+            first = low
+        end = max(end, high + 1)
     if first >= 0:
         found.append((first, end - first))
     return found
 
 
-def _by_pfn(path: str, wanted: Sequence[int]) -> array[int]:
+def _by_pfn(path: str, wanted: array[int]) -> array[int]:
     """Entries of a file indexed by PFN, in the order of ``wanted`` (0 for PFN 0).
 
     Works by segments, not by pages: a gigabyte of pages has far fewer of them, and all that
     is done for each page is done in C.
     """
-    parts = contiguous_pfns(wanted)
+    parts = contiguous_pfns(wanted.tolist())
     ranges = read_ranges(parts)
     starts = [first for first, _ in ranges]
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        data = [os.pread(fd, count * 8, first * 8) for first, count in ranges]
+        # Short behind the last PFN, where there is nothing to tell.
+        data = [
+            os.pread(fd, count * 8, first * 8).ljust(count * 8, b"\0") for first, count in ranges
+        ]
     finally:
         os.close(fd)
-    pieces = []
-    for pfn, _, length in parts:
-        if pfn:
-            which = bisect_right(starts, pfn) - 1
-            offset = (pfn - starts[which]) * 8
-            piece = data[which][offset : offset + length * 8]
-            pieces.append(piece.ljust(length * 8, b"\0"))  # short: behind the last PFN
-        else:
-            pieces.append(bytes(length * 8))
     found = array("Q")
-    found.frombytes(b"".join(pieces))
+    for pfn, _, length, step in parts:
+        if not pfn:
+            found.frombytes(bytes(length * 8))
+            continue
+        low = min(pfn, pfn + step * (length - 1))
+        which = bisect_right(starts, low) - 1
+        offset = (low - starts[which]) * 8
+        size = (length if step else 1) * 8
+        # Short behind the last PFN, where there is nothing to tell.
+        piece = array("Q", data[which][offset : offset + size].ljust(size, b"\0"))
+        found.extend(piece[::step] if step else piece * length)
     return found
 
 
@@ -113,7 +129,7 @@ def kpageflags(wanted: Sequence[int]) -> array[int]:
 
     OSError without CAP_SYS_ADMIN.
     """
-    return _by_pfn("/proc/kpageflags", wanted)
+    return _by_pfn("/proc/kpageflags", array("Q", wanted))
 
 
 def kpagecount(wanted: Sequence[int]) -> array[int]:
@@ -121,7 +137,7 @@ def kpagecount(wanted: Sequence[int]) -> array[int]:
 
     OSError without CAP_SYS_ADMIN.
     """
-    return _by_pfn("/proc/kpagecount", wanted)
+    return _by_pfn("/proc/kpagecount", array("Q", wanted))
 
 
 @dataclass(frozen=True)

@@ -111,21 +111,28 @@ def test_numbers_are_known_for_every_call_and_architecture():
 
 
 @pytest.mark.parametrize(
-    ("pfns", "parts", "ranges"),
+    ("pfns", "segments", "ranges"),
     [
-        ([], [], []),
-        ([7], [(7, 0, 1)], [(7, 1)]),
-        ([7, 8, 9], [(7, 0, 3)], [(7, 3)]),
-        ([9, 8, 7], [(9, 0, 1), (8, 1, 1), (7, 2, 1)], [(7, 3)]),
-        ([5, 0, 0, 6], [(5, 0, 1), (0, 1, 1), (0, 2, 1), (6, 3, 1)], [(5, 2)]),
-        ([1, 2, 5, 100], [(1, 0, 2), (5, 2, 1), (100, 3, 1)], [(1, 5), (100, 1)]),
-        ([4, 4], [(4, 0, 1), (4, 1, 1)], [(4, 1)]),
+        ([], 0, []),
+        ([7], 1, [(7, 1)]),
+        ([7, 8, 9], 1, [(7, 3)]),
+        ([9, 8, 7], 1, [(7, 3)]),
+        ([5, 6, 9, 8, 7], 2, [(5, 5)]),
+        ([5, 0, 0, 6], 3, [(5, 2)]),
+        ([1, 2, 5, 100], 3, [(1, 5), (100, 1)]),
+        ([4, 4, 4], 1, [(4, 1)]),
+        ([0, 0, 0], 1, []),
+        ([4, 5, 4, 4], 4, [(4, 2)]),
+        ([10, 20, 30], 3, [(10, 1), (20, 1), (30, 1)]),
     ],
 )
-def test_pfns_become_runs(pfns, parts, ranges):
-    """Neighbours join, small gaps are bridged, absent pages (0) are never read."""
-    assert page_flags.contiguous_pfns(pfns) == parts
-    assert page_flags.read_ranges(parts, bridge=4) == ranges
+def test_pfns_become_runs(pfns, segments, ranges):
+    """Neighbours join, forwards and backwards; small gaps are bridged; absent pages (0) are not
+    read."""
+    found = page_flags.contiguous_pfns(pfns)
+    assert [first + step * n for first, _, length, step in found for n in range(length)] == pfns
+    assert len(found) == segments
+    assert page_flags.read_ranges(found, bridge=4) == ranges
 
 
 @pytest.mark.needs("kpageflags")
