@@ -62,6 +62,7 @@ def test_all_formats_agree(suite, workers):
     from xml.etree import ElementTree
 
     suite.case(suite.EVERY)
+    (suite.path / "out").mkdir()  # a folder that is there looks like a test path to pytest
     done = suite.run("--report", "out", "--junitxml", "out/junit.xml", *workers)
     found = result.load(suite.path / "out")
     assert found.complete
