@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def set_owner(number: int, uid: int) -> None:
 
 
 _IPC_SET, _IPC_STAT = 1, 2
+NORESERVE = 0o10000
+"""SHM_NORESERVE: the size is not accounted, so one larger than memory can be had."""
 
 
 def lock(number: int) -> None:
@@ -103,5 +106,13 @@ def is_locked(number: int) -> bool:
 
 
 def unused_uid() -> int:
-    """A user id that nobody else uses at the same time: quotas are counted by user."""
-    return 60000 + os.getpid() % 5000
+    """A user id that nobody uses, now or lately: quotas are counted by user, and some charges are
+    given back a while after their end. The 5000 above it are as free."""
+    ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    first, count = max(((int(r[0]), int(r[2])) for r in ranges), key=lambda r: r[1])
+    count = min(count, 1 << 31)
+    low, high = first + count // 2, first + count - 5000
+    return _RANDOM.randrange(low, high) if low < high else 60000 + os.getpid() % 5000
+
+
+_RANDOM = random.SystemRandom()

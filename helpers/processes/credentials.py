@@ -29,6 +29,7 @@ _NAMES = (
 CAPABILITIES = {f"CAP_{name}": number for number, name in enumerate(_NAMES)}
 NOBODY = 65534
 _PR_CAP_AMBIENT_RAISE = 2
+_PR_SET_KEEPCAPS = 8
 CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -158,11 +159,16 @@ def without_capabilities(*names: str) -> Iterator[None]:
         set_capabilities(saved)
 
 
-def set_user(uid: int = NOBODY, gid: int = NOBODY) -> None:
-    """Take another user's ids for good; all capabilities go when root leaves uid 0.
+def set_user(uid: int = NOBODY, gid: int = NOBODY, *, keep: str = "") -> None:
+    """Take another user's ids for good; all capabilities but ``keep`` go when root leaves uid 0.
 
     Raises OSError without CAP_SETUID and CAP_SETGID.
     """
     os.setgroups([])
     os.setresgid(gid, gid, gid)
+    if keep:
+        syscalls.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setresuid(uid, uid, uid)
+    if keep:
+        mask = _bit(keep)
+        set_capabilities(CapabilitySets(mask, mask, 0))

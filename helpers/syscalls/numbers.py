@@ -75,6 +75,7 @@ NUMBERS: dict[str, tuple[int | None, ...]] = {
     "ptrace": (101, 26, 26, 26, 26, 117),
     "sched_setaffinity": (203, 241, 241, 222, 239, 122),
     "process_vm_readv": (310, 347, 376, 351, 340, 270),
+    "bpf": (321, 357, 386, 361, 351, 280),
 }  # fmt: skip
 """Name → its number in each of the columns; None where there is no such call."""
 # Calls added since 5.0 have one number everywhere.

@@ -25,3 +25,8 @@ def open_dummy_event() -> int:
 def perf_event_mlock_kb() -> int:
     """kernel.perf_event_mlock_kb: what a user's rings may take for each CPU beyond the limit."""
     return int(Path("/proc/sys/kernel/perf_event_mlock_kb").read_text())
+
+
+def perf_event_paranoid() -> int:
+    """kernel.perf_event_paranoid: below 0 nobody's rings are limited."""
+    return int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())

@@ -18,7 +18,17 @@ from helpers.memory import huge_pages
 from helpers.observe import huge_mappings
 from helpers.processes import credentials, fuse_server
 from helpers.requirements.facility import ROOT, Unavailable, unavailable_call
-from helpers.syscalls import PAGE, numa, perf_event, process_vm, ptrace, userfaultfd
+from helpers.syscalls import (
+    PAGE,
+    bpf,
+    io_uring,
+    numa,
+    perf_event,
+    process_vm,
+    ptrace,
+    userfaultfd,
+    xdp,
+)
 
 
 def _thp() -> None:
@@ -288,6 +298,49 @@ def _perf_user() -> None:
         ) from None  # fmt: skip
 
 
+def _perf_limited() -> None:
+    _perf()
+    perf_event.perf_event_mlock_kb()
+    if (paranoid := perf_event.perf_event_paranoid()) < 0:
+        raise Unavailable(
+            "perf rings are free of any limit", f"kernel.perf_event_paranoid={paranoid}",
+            "sysctl kernel.perf_event_paranoid=2",
+        )  # fmt: skip
+
+
+def _io_uring_user() -> None:
+    if os.geteuid() == 0:
+        credentials.set_user()
+    try:
+        os.close(io_uring.create())
+    except OSError as error:
+        raise Unavailable(
+            "no io_uring for a user without capabilities", str(error),
+            "sysctl kernel.io_uring_disabled=0, and a seccomp profile that lets io_uring_setup "
+            "through",
+        ) from None  # fmt: skip
+
+
+def _xdp() -> None:
+    try:
+        with memory.mapping("private", 1) as page, xdp.create() as where:
+            xdp.register(where, page.addr, page.size)
+    except OSError as error:
+        raise Unavailable(
+            "no AF_XDP socket with a umem", str(error),
+            f"{ROOT}: CAP_NET_RAW; a kernel with CONFIG_XDP_SOCKETS=y",
+        ) from None  # fmt: skip
+
+
+def _bpf() -> None:
+    try:
+        os.close(bpf.create_array(PAGE))
+    except OSError as error:
+        raise Unavailable(
+            "no BPF map", str(error), f"{ROOT}: CAP_BPF; a kernel with CONFIG_BPF_SYSCALL=y"
+        ) from None
+
+
 def _zerocopy() -> None:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
@@ -385,6 +438,10 @@ PROBES: dict[str, Callable[[], None]] = {
     "mount": _mount,
     "perf": _perf,
     "perf-user": _perf_user,
+    "perf-limited": _perf_limited,
+    "io-uring-user": _io_uring_user,
+    "xdp": _xdp,
+    "bpf": _bpf,
     "zerocopy": _zerocopy,
     "compaction": _compaction,
     "hugetlb-pool": _hugetlb_pool,
