@@ -153,8 +153,17 @@ def _umem(pages: int) -> GiveBack:
 
 def _zero_copy(pages: int) -> GiveBack:
     """A send that waits for a receiver without room: its pages and two more (net/core/skbuff.c)."""
+    return zero_copy_send(pages, room=1)[2]
+
+
+def zero_copy_send(pages: int, room: int = 0) -> tuple[int, socket.socket, GiveBack]:
+    """A zero-copy send that is charged so many pages: bytes sent, where they arrive, how to end it.
+
+    ``room`` is the receiver's SO_RCVBUF (0: as the system sets it). OSError as the kernel says.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        if room:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
         server.bind(("127.0.0.1", 0))
         server.listen(1)
         # By address: names want modules that this user may not read any more.
@@ -174,11 +183,11 @@ def _zero_copy(pages: int) -> GiveBack:
     view = (ctypes.c_char * ((pages - 2) * PAGE)).from_address(addr)
     ctypes.memset(addr, 1, len(view))
     try:
-        client.send(view, _MSG_ZEROCOPY)
+        sent = client.send(view, _MSG_ZEROCOPY)
     except OSError:
         give()
         raise
-    return give
+    return sent, receiver, give
 
 
 _events: list[int] = []
@@ -256,15 +265,20 @@ ACCOUNTS = {
 """Name → account."""
 
 
-def ordinary(limit: int, *names: str, uid: int | None = None, capability: str = "") -> int:
-    """In a child: a user of its own who may take ``limit`` pages by these accounts, without
-    capabilities, or with this one. Its id."""
+def prepare(*names: str) -> None:
+    """In a child, before it changes its user: what these accounts need that root alone may make."""
     if "io-uring" in names:
         ring_pages()
     if "xdp" in names:
         _sockets.extend(xdp.create() for _ in range(_SOCKETS))
     if "perf" in names:
         _events.extend(perf_event.open_dummy_event() for _ in range(_MOST_RINGS))
+
+
+def ordinary(limit: int, *names: str, uid: int | None = None, capability: str = "") -> int:
+    """In a child: a user of its own who may take ``limit`` pages by these accounts, without
+    capabilities, or with this one. Its id."""
+    prepare(*names)
     uid = sysv_segment.unused_uid() if uid is None else uid
     rlimits.set_soft_memlock(limit * PAGE)
     credentials.set_user(uid, uid, keep=capability)
@@ -360,6 +374,11 @@ def take_freed(name: str, pages: int, after: str) -> str:
 _SECONDS = 10.0
 
 
-def give(name: str) -> None:
-    """Give back what was taken last by this way."""
-    _held[name].pop()()
+def give(name: str, index: int = -1) -> None:
+    """Give back what was taken last (or as the ``index``-th) by this way."""
+    _held[name].pop(index)()
+
+
+def spare_socket() -> socket.socket:
+    """One of the AF_XDP sockets that :func:`prepare` made."""
+    return _sockets.pop()
