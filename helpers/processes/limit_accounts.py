@@ -18,10 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from helpers import syscalls
-from helpers.machine.timeouts import scaled
+from helpers.machine import timeouts
 from helpers.memory import sysv_segment
 from helpers.observe import maps
-from helpers.processes import credentials, rlimits
+from helpers.processes import credentials, namespaces, rlimits
 from helpers.processes.oneshot import run
 from helpers.syscalls import PAGE, PAGE_KB, bpf, io_uring, perf_event, xdp
 
@@ -294,6 +294,28 @@ def without_capability(name: str) -> None:
         os.close(_spare.pop())
 
 
+def enter_namespace(ceiling: int, inside: int) -> None:
+    """In a child: root of a new user namespace, made under a soft limit of ``ceiling`` bytes, that
+    is set to ``inside`` bytes then."""
+    rlimits.set_soft_memlock(ceiling)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's
+    namespaces.enter_user_namespace()
+    rlimits.set_soft_memlock(inside)
+
+
+@functools.cache
+def ceiling_unit() -> int:
+    """Bytes of limit that make a page of a user namespace's ceiling: the page size, or 1 where
+    the kernel compares pages with bytes (deviation ``userns-ceiling-in-bytes``)."""
+
+    def a_page_passes() -> bool:
+        ordinary(2)
+        enter_namespace(1, 2 * PAGE)
+        return take("shm-lock", 1) == "ok"
+
+    return 1 if run(a_page_passes) else PAGE
+
+
 @functools.cache
 def ring_pages() -> int:
     """Pages that making an io_uring instance is charged for (0 by the manual)."""
@@ -363,12 +385,15 @@ def take_freed(name: str, pages: int, after: str) -> str:
     Waited for only where the kernel defers that: an io_uring instance and a umem are freed by a
     work queue, a send by the reset of its connection.
     """
-    until = time.monotonic() + scaled(_SECONDS)
-    while True:
-        answer = take(name, pages)
-        if answer == "ok" or not ACCOUNTS[after].deferred or time.monotonic() > until:
-            return answer
+    return take_late(name, pages) if ACCOUNTS[after].deferred else take(name, pages)
+
+
+def take_late(name: str, pages: int) -> str:
+    """:func:`take`, again and again until it can be had or a time has passed."""
+    until = timeouts.until(_SECONDS)
+    while (answer := take(name, pages)) != "ok" and time.monotonic() < until:
         time.sleep(0.001)
+    return answer
 
 
 _SECONDS = 10.0

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import resource
+
 from helpers import memory, processes, syscalls
 from helpers.memory import huge_pages
 from helpers.observe import folios, lru_batches, maps, special_mappings, status
-from helpers.processes import cpus, munlock_race
+from helpers.processes import cpus, limit_accounts, munlock_race, rlimits
 from helpers.syscalls import PAGE, io_uring
 
 
@@ -119,3 +121,22 @@ def _huge_page_forgets_lockers() -> bool:
 
 def _racing_munlock_strands() -> bool:
     return munlock_race.stranded()[1] > 0
+
+
+def _ceiling_in_bytes() -> bool:
+    # Bytes of limit, pages of segment: so many pass, and one more does not.
+    limit_accounts.ordinary(32)
+    limit_accounts.enter_namespace(20, 32 * PAGE)
+    return limit_accounts.take_all("shm-lock", 21, 20) == ["ENOMEM", "ok"]
+
+
+def _unlimited_escapes_ceiling() -> bool:
+    unlimited = rlimits.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (unlimited, unlimited))
+    limit_accounts.ordinary(32)
+    limit_accounts.enter_namespace(20, unlimited)
+    return limit_accounts.take("shm-lock", 21) == "ok"
+
+
+def _ring_charged() -> bool:
+    return limit_accounts.ring_pages() > 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from helpers import processes
 from helpers.requirements.deviation_probes import (
+    _ceiling_in_bytes,
     _dontunmap_leaks,
     _dontunmap_strips,
     _droppable_locked,
@@ -24,7 +25,9 @@ from helpers.requirements.deviation_probes import (
     _merging_range_enomem,
     _onfault_prot_none,
     _racing_munlock_strands,
+    _ring_charged,
     _special_mapping_locked,
+    _unlimited_escapes_ceiling,
     _wrapping_length,
 )
 
@@ -152,6 +155,27 @@ KNOWN = {
             "the count of lockers errs on the low side: none is stranded",
             (5, 18, 0), None, "mm/mlock.c __munlock_folio; unevictable-lru.rst",
             _racing_munlock_strands,
+        ),
+        Deviation(
+            "userns-ceiling-in-bytes",
+            "a user namespace made under a limit of n bytes lets n pages of segments be locked",
+            "no more than the limit's pages",
+            (5, 14, 0), None, "set_userns_rlimit_max in kernel/user_namespace.c (d7c9e99aee48)",
+            _ceiling_in_bytes,
+        ),
+        Deviation(
+            "shm-lock-unlimited-escapes-ceiling",
+            "SHM_LOCK under an unlimited limit is not bound by the ceiling of its user namespace",
+            "ENOMEM beyond the ceiling",
+            (5, 14, 0), (5, 18, 0), "mm/mlock.c user_shm_lock", _unlimited_escapes_ceiling,
+            "e97824ff663c (in 5.18)",
+        ),
+        Deviation(
+            "io-uring-ring-charged",
+            "an io_uring instance is charged for its rings as for fixed buffers",
+            "ring memory is the memory cgroup's affair since 26bfa89e25f4 (5.12)",
+            (6, 14, 0), (7, 3, 0), "io_uring/memmap.c io_create_region", _ring_charged,
+            "a region without a user for rings (in 7.2.13, 7.3.4)",
         ),
     )
 }  # fmt: skip
