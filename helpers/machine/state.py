@@ -17,6 +17,7 @@ import psutil
 from helpers.machine import block_devices, timeouts
 
 _SETTINGS = (
+    "/proc/sys/kernel/perf_event_mlock_kb",
     "/proc/sys/vm/compact_unevictable_allowed",
     "/proc/sys/vm/drop_caches",
     "/proc/sys/vm/max_map_count",

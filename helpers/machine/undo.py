@@ -237,7 +237,8 @@ def _undo_folder(record: Path, what: dict[str, object]) -> None:
 
 SETTINGS = re.compile(
     r"/proc/sys/vm/[a-z_]+"
-    r"|/proc/sys/kernel/(core_pattern|numa_balancing|perf_event_paranoid|randomize_va_space)"
+    r"|/proc/sys/kernel/(core_pattern|numa_balancing|randomize_va_space)"
+    r"|/proc/sys/kernel/perf_event_(mlock_kb|paranoid)"
     r"|/proc/sys/user/max_user_namespaces"
     r"|/sys/kernel/mm/(lru_gen|ksm|transparent_hugepage)/\w+"
     r"|/sys/kernel/mm/transparent_hugepage/hugepages-\d+kB/enabled"

@@ -23,7 +23,7 @@ from helpers.memory import sysv_segment
 from helpers.observe import maps
 from helpers.processes import credentials, namespaces, rlimits
 from helpers.processes.oneshot import run
-from helpers.syscalls import PAGE, PAGE_KB, bpf, io_uring, perf_event, xdp
+from helpers.syscalls import PAGE, PAGE_KB, io_uring, perf_event, xdp
 
 MM, SHM, USER, PINNED = "mm->locked_vm", "ucounts", "user->locked_vm", "mm->pinned_vm"
 """The counters: of an address space; of SHM_LOCK, by user (since 5.14 by user and user namespace);
@@ -198,7 +198,7 @@ def _map_ring(pages: int) -> tuple[int, GiveBack]:
     return fd, _mapped(pages, fd=fd)[1]
 
 
-def _rings(pages: int) -> GiveBack:
+def rings(pages: int) -> GiveBack:
     """Rings of 2^n + 1 pages, or of one, that are so many together."""
     taken: list[tuple[int, GiveBack]] = []
 
@@ -227,11 +227,6 @@ def perf_allowance() -> int:
     return perf_event.perf_event_mlock_kb() // PAGE_KB * os.sysconf("SC_NPROCESSORS_ONLN")
 
 
-def _map_of_bpf(pages: int) -> GiveBack:
-    fd = bpf.create_array(pages * PAGE - PAGE // 2)
-    return lambda: os.close(fd)
-
-
 ACCOUNTS = {
     account.name: account
     for account in (
@@ -257,7 +252,7 @@ ACCOUNTS = {
             needs=("zerocopy",), deferred=True, counts_capable=False,
         ),
         LimitAccount(
-            "perf", PINNED, "EPERM", _rings, "kernel/events/core.c perf_mmap",
+            "perf", PINNED, "EPERM", rings, "kernel/events/core.c perf_mmap",
             needs=("perf-limited",),
         ),
     )
@@ -283,7 +278,7 @@ def ordinary(limit: int, *names: str, uid: int | None = None, capability: str = 
     rlimits.set_soft_memlock(limit * PAGE)
     credentials.set_user(uid, uid, keep=capability)
     if "perf" in names:
-        _rings(perf_allowance())
+        rings(perf_allowance())
     return uid
 
 

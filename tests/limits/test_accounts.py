@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Each account of RLIMIT_MEMLOCK alone and beside each other: who shares the limit with whom."""
 
+import functools
 import itertools
+import resource
 
 import pytest
 
 from helpers import processes
-from helpers.processes import limit_accounts
+from helpers.memory import sysv_segment
+from helpers.processes import Child, credentials, limit_accounts, rlimits
 from helpers.processes.limit_accounts import ACCOUNTS, SECRET, USER, take, take_all, take_freed
+from helpers.syscalls import PAGE
 
 LIMIT, FIRST = 32, 12
 PINNING = {USER, SECRET}
@@ -104,3 +108,64 @@ def test_capability_opens_the_limit(name):
     else:
         assert beyond == "ok", "with the capability"
         assert after == (account.refusal if account.counts_capable else "ok"), "and without it"
+
+
+@by_account()
+def test_limit_zero_refuses_the_first_page(name):
+    """At limit 0 no account gives a page: mlock, MAP_LOCKED and SHM_LOCK refuse with EPERM as
+    unprivileged, the others as beyond the limit."""
+
+    def child():
+        limit_accounts.ordinary(0, name)
+        return take(name, 4)
+
+    unprivileged = {"mlock", "mlock-onfault", "map-locked", "shm-lock"}
+    expected = "EPERM" if name in unprivileged else limit_accounts.refusal(name)
+    assert processes.run(child) == expected, "four pages"
+
+
+@by_account()
+@pytest.mark.needs("limit-infinite")
+def test_unlimited_process_is_refused_nothing(name):
+    """Without a limit every account goes beyond any, without CAP_IPC_LOCK."""
+
+    def child():
+        unlimited = rlimits.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (unlimited, unlimited))
+        limit_accounts.prepare(name)
+        uid = sysv_segment.unused_uid()
+        credentials.set_user(uid, uid)
+        return take(name, 4 * LIMIT)
+
+    assert processes.run(child) == "ok", "pages beyond what others may take"
+
+
+@by_account("shm-lock", "io-uring", "xdp", "zero-copy")
+def test_count_is_the_users_and_the_limit_the_processs(name):
+    """What a user's processes have taken together is compared with the limit of the process that
+    asks: one of a lower limit is refused where another is not."""
+    uid = sysv_segment.unused_uid()
+    with Child() as high, Child() as low:
+        for child in (high, low):
+            child.call(functools.partial(limit_accounts.ordinary, LIMIT, name, uid=uid))
+        low.call(rlimits.set_soft_memlock, (FIRST + 4) * PAGE)
+        no = limit_accounts.refusal(name)
+        assert high.call(take, name, FIRST) == "ok", "within both limits"
+        assert low.call(take_all, name, 5, 4, 4) == [no, "ok", no], "to the lower limit"
+        left = LIMIT - FIRST - 4
+        assert high.call(take_all, name, left + 1, left) == [no, "ok"], "to the higher"
+
+
+@by_account("shm-lock", "zero-copy")
+def test_race_for_the_last_pages_is_lost_to_the_page(name):
+    """Processes of a user that take pages at the same time get as many together as the limit
+    has."""
+    uid, size = sysv_segment.unused_uid(), 4
+    with Child() as one, Child() as two:
+        for child in (one, two):
+            child.call(functools.partial(limit_accounts.ordinary, LIMIT, name, uid=uid))
+        for child in (one, two):
+            child.start(take_all, name, *[size] * (LIMIT // size))
+        answers = one.result() + two.result()
+    assert answers.count("ok") == LIMIT // size, "so many takes succeed"
+    assert answers.count(limit_accounts.refusal(name)) == LIMIT // size, "and the others do not"
