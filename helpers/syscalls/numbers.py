@@ -76,6 +76,9 @@ NUMBERS: dict[str, tuple[int | None, ...]] = {
     "sched_setaffinity": (203, 241, 241, 222, 239, 122),
     "process_vm_readv": (310, 347, 376, 351, 340, 270),
     "bpf": (321, 357, 386, 361, 351, 280),
+    "shmget": (29, 395, 307, 395, 395, 194),
+    "setsockopt": (54, 366, 294, 339, 366, 208),
+    "sendto": (44, 369, 290, 335, 369, 206),
 }  # fmt: skip
 """Name → its number in each of the columns; None where there is no such call."""
 # Calls added since 5.0 have one number everywhere.

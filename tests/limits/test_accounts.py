@@ -51,6 +51,7 @@ def by_pair():
 
 
 @by_account()
+@pytest.mark.detects("fixed-buffer-unlimited", "zero-copy-unlimited", "perf-ring-unlimited")
 def test_limit_is_reached_exactly(name):
     """A user without CAP_IPC_LOCK takes the limit's pages in two or in one, is refused one page
     more with the account's own errno, and a refusal has charged nothing."""
@@ -69,6 +70,12 @@ def test_limit_is_reached_exactly(name):
 
 
 @by_pair()
+@pytest.mark.detects(
+    "fixed-buffer-counted-alone",
+    "umem-counted-alone",
+    "zero-copy-counted-alone",
+    "secret-counted-alone",
+)
 def test_accounts_of_one_counter_share_the_limit(first, second):
     """What one account has taken is missing to another of the same counter, to the page, and to
     none of another counter; given back, it can be had by the other at once."""
@@ -91,6 +98,11 @@ def test_accounts_of_one_counter_share_the_limit(first, second):
 
 @by_account()
 @pytest.mark.source("capabilities(7) CAP_IPC_LOCK")
+@pytest.mark.detects(
+    "shm-bound-in-spite-of-capability",
+    "fixed-buffer-bound-in-spite-of-capability",
+    "umem-bound-in-spite-of-capability",
+)
 def test_capability_opens_the_limit(name):
     """CAP_IPC_LOCK lets an account go beyond the limit, where the kernel asks for it; whether
     pages taken so are counted all the same shows once it is given up."""

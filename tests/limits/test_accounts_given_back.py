@@ -52,6 +52,7 @@ def assert_whole(child, name):
 
 @by_account(*SHARED)
 @pytest.mark.parametrize("way", ["given-back", "exit", "killed", "exec"])
+@pytest.mark.detects("shm-charge-outlives-segment", "fixed-buffer-charge-kept")
 def test_another_process_of_the_user_has_it_afterwards(name, way):
     """What one process of a user has taken is missing to another; the end of the object, by call,
     exit, SIGKILL or execve, gives the other the whole limit and not a page more."""
@@ -113,6 +114,7 @@ def switch_user(uid):
 @by_account(*(name for name in ACCOUNTS if name != "perf"))
 @pytest.mark.needs("CAP_SETPCAP")
 @pytest.mark.source("setuid(2)", "kernel/cred.c set_cred_ucounts")
+@pytest.mark.detects("shm-charge-follows-setuid")
 def test_charge_stays_with_who_took_it(name):
     """A process that becomes another user leaves its charge with the former, to whom it comes back
     even when the latter gives it back; what is counted by address space stays with that."""
@@ -232,6 +234,7 @@ def removing(number):
 @pytest.mark.source("shmctl(2) IPC_RMID", "ipc/shm.c shm_destroy")
 @pytest.mark.parametrize("last", ["detach", "exit", "killed", "exec", "removal"])
 @pytest.mark.parametrize("locker", ["attached", "gone"])
+@pytest.mark.detects("shm-end-gives-too-much")
 def test_locked_segment_is_charged_until_it_is_destroyed(locker, last):
     """A locked segment is charged to its locker, be that alive or not, until it is removed and
     nobody has it attached any more: removal gives back nothing while somebody has."""
@@ -262,6 +265,7 @@ def test_locked_segment_is_charged_until_it_is_destroyed(locker, last):
 
 @pytest.mark.needs("sysv-shm")
 @pytest.mark.source("shmctl(2) SHM_LOCK", "ipc/shm.c shmctl_do_lock")
+@pytest.mark.detects("shm-charged-to-owner", "shm-charge-given-to-unlocker")
 def test_lock_is_charged_to_the_locker_and_not_to_the_owner():
     """SHM_LOCK by a segment's creator is charged to the creator, though it is another user's by
     now; that user's SHM_UNLOCK gives it back to the creator."""
@@ -285,6 +289,7 @@ def segment_of(pages):
 
 @pytest.mark.needs("sysv-shm")
 @pytest.mark.source("mm/shmem.c shmem_lock")
+@pytest.mark.detects("shm-charged-again")
 def test_refused_and_repeated_locks_leave_no_charge():
     """Locking a locked segment again charges nothing, refused locks leave nothing charged, and
     unlocking twice gives back once."""

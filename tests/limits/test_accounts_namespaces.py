@@ -93,6 +93,7 @@ def test_ceiling_is_the_limit_in_pages_under_which_the_namespace_was_made():
         ),
     ],
 )
+@pytest.mark.detects("userns-ceiling-ignored")
 def test_raising_the_soft_limit_inside_does_not_raise_the_ceiling(raised):
     """A soft limit raised in a user namespace, to whatever, lets no more segments be locked there
     than the namespace's ceiling, and as many."""
@@ -129,6 +130,7 @@ def test_ceiling_counts_what_the_owner_has_outside():
 
 @SEGMENTS
 @pytest.mark.parametrize("end", ["given-back", "exit", "killed", "exec"])
+@pytest.mark.detects("userns-charge-not-outside")
 def test_charge_inside_counts_outside(end):
     """What root of a user namespace has locked is missing to its owner outside, until it ends."""
     uid = sysv_segment.unused_uid()
@@ -151,6 +153,7 @@ def test_charge_inside_counts_outside(end):
 @pytest.mark.usefixtures("by_namespace")
 @pytest.mark.needs("limit:128")
 @pytest.mark.source("d7c9e99aee48")
+@pytest.mark.detects("userns-charge-shared-inside")
 def test_charge_outside_leaves_the_limit_inside_whole():
     """The limit of a process in a user namespace is compared with what its user has locked there:
     what the same user has outside, or in another namespace, takes nothing from it."""
@@ -244,6 +247,7 @@ def test_charge_of_another_user_inside_counts_for_the_owner_outside():
 
 @by_account(*ACCOUNTS)
 @pytest.mark.source("capabilities(7) CAP_IPC_LOCK")
+@pytest.mark.detects("userns-capability-opens-pins")
 def test_root_of_a_namespace_is_bound_by_every_account(name):
     """CAP_IPC_LOCK of a user namespace opens no account: the limit binds there to the page."""
 

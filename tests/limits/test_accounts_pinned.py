@@ -49,6 +49,7 @@ def perf_user(*names, uid=None):
 
 @PERF
 @RINGS
+@pytest.mark.detects("perf-ring-not-pinned")
 def test_rings_take_the_users_allowance_then_the_limit():
     """A user's rings are free up to perf_event_mlock_kb for each CPU, then in VmPin up to the
     limit, to the page; unmapped, both are there again, no page more."""
@@ -235,6 +236,7 @@ def test_instance_of_io_uring_leaves_the_whole_limit_to_its_buffer():
 
 @pytest.mark.needs("bpf", "zerocopy", "CAP_BPF")
 @pytest.mark.source("bpf(2)", "kernel/bpf/syscall.c")
+@pytest.mark.detects("bpf-map-limited")
 def test_bpf_map_is_charged_to_the_memory_cgroup_alone():
     """A BPF map beyond the limit can be had and leaves the limit to pinned memory; before 5.11 it
     is counted there, refused with EPERM, and given back soon after its last close."""
@@ -262,6 +264,7 @@ def test_bpf_map_is_charged_to_the_memory_cgroup_alone():
 
 @pytest.mark.needs("sysv-shm")
 @pytest.mark.source("shmget(2) SHM_HUGETLB", "83c1fd763b32", "fs/hugetlbfs/inode.c")
+@pytest.mark.detects("shm-huge-refused-charged")
 def test_huge_segment_without_right_leaves_no_charge():
     """SHM_HUGETLB without CAP_IPC_LOCK and outside of vm.hugetlb_shm_group gives EPERM and leaves
     nothing charged; before 5.16 it is charged like SHM_LOCK, until the segment's end."""

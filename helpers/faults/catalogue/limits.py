@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from helpers import syscalls
 from helpers.faults.call import SIGNAL
-from helpers.faults.catalogue.common import LOCKS, both_locks, knowing_future
-from helpers.faults.effects import conditions, lifetime, limits, requests
+from helpers.faults.catalogue.common import LOCKS, both_locks, knowing_future, on_reads
+from helpers.faults.effects import conditions, lifetime, limit_accounts, limits, requests
 from helpers.faults.fault import Fault
-from helpers.syscalls import MAP_LOCKED, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT
+from helpers.syscalls import MAP_LOCKED, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PAGE
 
 CHAPTER = "limits"
 FAULTS = (
@@ -326,5 +326,186 @@ FAULTS = (
         "mlockall obeys the limit in spite of CAP_IPC_LOCK",
         "skipped",
         {"mlockall": limits.bound_capable("ENOMEM", conditions.all_beyond)},
+    ),
+    Fault(
+        "shm-charge-outlives-segment",
+        CHAPTER,
+        "SHM_LOCK's charge is given back by SHM_UNLOCK alone, not by the segment's end",
+        "skipped",
+        limit_accounts.kept_by_the_dead(),
+    ),
+    Fault(
+        "shm-charged-again",
+        CHAPTER,
+        "SHM_LOCK of a locked segment charges it once more",
+        "skipped",
+        limit_accounts.charged_again(),
+    ),
+    Fault(
+        "shm-charged-to-owner",
+        CHAPTER,
+        "SHM_LOCK is charged to the segment's owner, whoever locks",
+        "skipped",
+        limit_accounts.charged_to_the_owner(),
+    ),
+    Fault(
+        "shm-charge-given-to-unlocker",
+        CHAPTER,
+        "SHM_UNLOCK by another user gives nothing back to who had locked",
+        "skipped",
+        limit_accounts.given_to_the_unlocker(),
+    ),
+    Fault(
+        "shm-charge-follows-setuid",
+        CHAPTER,
+        "what a process has locked by SHM_LOCK counts for the user that it becomes",
+        "skipped",
+        limit_accounts.follows_the_process(),
+    ),
+    Fault(
+        "shm-end-gives-too-much",
+        CHAPTER,
+        "the end of a locked segment gives back more than was charged",
+        "limit",
+        limit_accounts.knowing_lockers(limits.lifted(limit_accounts.locked_before)),
+    ),
+    Fault(
+        "shm-bound-in-spite-of-capability",
+        CHAPTER,
+        "SHM_LOCK obeys the limit in spite of CAP_IPC_LOCK",
+        "result",
+        {
+            "shmctl": limits.bound_capable("ENOMEM", conditions.is_(1, syscalls.SHM_LOCK)),
+        },
+    ),
+    Fault(
+        "shm-huge-refused-charged",
+        CHAPTER,
+        "a huge segment that is refused stays charged",
+        "skipped",
+        limit_accounts.huge_leaks(),
+    ),
+    Fault(
+        "userns-ceiling-ignored",
+        CHAPTER,
+        "a soft limit raised in a user namespace raises its ceiling",
+        "result",
+        {"shmget": limit_accounts.know_size, "shmctl": limit_accounts.ceiling_ignored},
+    ),
+    Fault(
+        "userns-charge-not-outside",
+        CHAPTER,
+        "what is locked by SHM_LOCK in a user namespace does not count outside",
+        "limit",
+        limit_accounts.knowing_lockers(limits.lifted(limit_accounts.locked_inside)),
+    ),
+    Fault(
+        "userns-charge-shared-inside",
+        CHAPTER,
+        "what a user has locked outside counts against the limit in its namespace",
+        "skipped",
+        limit_accounts.shared_inside(),
+    ),
+    Fault(
+        "userns-capability-opens-pins",
+        CHAPTER,
+        "CAP_IPC_LOCK of a user namespace opens io_uring's and AF_XDP's limit",
+        "limit",
+        {
+            "io_uring_register": limit_accounts.beside_capability(
+                limits.lifted(limit_accounts.registers), limit_accounts.registers
+            ),
+            "setsockopt": limit_accounts.beside_capability(
+                limits.lifted(limit_accounts.umem), limit_accounts.umem
+            ),
+        },
+    ),
+    Fault(
+        "fixed-buffer-unlimited",
+        CHAPTER,
+        "a fixed buffer of io_uring obeys the hard limit in place of the soft one",
+        "limit",
+        {"io_uring_register": limits.lifted(limit_accounts.registers)},
+    ),
+    Fault(
+        "fixed-buffer-counted-alone",
+        CHAPTER,
+        "a fixed buffer of io_uring is compared with the limit by itself",
+        "limit",
+        {"io_uring_register": limits.lifted(limit_accounts.buffer_fits_alone)},
+    ),
+    Fault(
+        "fixed-buffer-charge-kept",
+        CHAPTER,
+        "the end of an io_uring instance leaves its fixed buffer charged",
+        "skipped",
+        {"io_uring_register": limit_accounts.buffers_kept},
+    ),
+    Fault(
+        "fixed-buffer-bound-in-spite-of-capability",
+        CHAPTER,
+        "a fixed buffer of io_uring obeys the limit in spite of CAP_IPC_LOCK",
+        "skipped",
+        {"io_uring_register": limits.bound_capable("ENOMEM", limit_accounts.buffer_beyond)},
+    ),
+    Fault(
+        "umem-counted-alone",
+        CHAPTER,
+        "a umem of AF_XDP is compared with the limit by itself",
+        "limit",
+        {"setsockopt": limits.lifted(limit_accounts.umem_fits_alone)},
+    ),
+    Fault(
+        "umem-bound-in-spite-of-capability",
+        CHAPTER,
+        "a umem of AF_XDP obeys the limit in spite of CAP_IPC_LOCK",
+        "skipped",
+        {"setsockopt": limits.bound_capable("ENOBUFS", limit_accounts.umem_beyond)},
+    ),
+    Fault(
+        "zero-copy-unlimited",
+        CHAPTER,
+        "a zero-copy send obeys the hard limit in place of the soft one",
+        "limit",
+        {"sendto": limits.lifted(limit_accounts.zero_copy)},
+    ),
+    Fault(
+        "zero-copy-counted-alone",
+        CHAPTER,
+        "a zero-copy send is compared with the limit by itself",
+        "limit",
+        {"sendto": limits.lifted(limit_accounts.zero_copy_fits_alone)},
+    ),
+    Fault(
+        "perf-ring-unlimited",
+        CHAPTER,
+        "a perf ring obeys the hard limit in place of the soft one",
+        "limit",
+        {"mmap": limits.lifted(limit_accounts.perf_ring)},
+    ),
+    Fault(
+        "perf-ring-not-pinned",
+        CHAPTER,
+        "VmPin leaves out what is pinned",
+        "readout",
+        on_reads(limit_accounts.pins_hidden),
+    ),
+    Fault(
+        "secret-counted-alone",
+        CHAPTER,
+        "secret memory that is lo is compared with the limit by itself",
+        "limit",
+        {
+            "mmap": limits.lifted(
+                lambda c: conditions.secret(c) and c.args[1] <= c.limit[0] // PAGE * PAGE
+            )
+        },
+    ),
+    Fault(
+        "bpf-map-limited",
+        CHAPTER,
+        "a BPF map beyond the limit is refused",
+        "skipped",
+        {"bpf": requests.fail_with("EPERM", limit_accounts.map_beyond)},
     ),
 )

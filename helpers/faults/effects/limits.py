@@ -24,7 +24,7 @@ def lifted(when: CallPredicate, extra: int | None = None) -> Effect:
         if soft == -1 or call.capable or not when(call):
             return
         result = yield
-        refused = result in (-errno.ENOMEM, -errno.EAGAIN, -errno.EPERM)
+        refused = result in (-errno.ENOMEM, -errno.EAGAIN, -errno.EPERM, -errno.ENOBUFS)
         if call.name == "brk":
             refused = result < call.args[0]
         wanted = hard if extra is None else soft + extra
