@@ -88,15 +88,21 @@ def _secret(pages: int) -> GiveBack:
         addr, unmap = _mapped(pages, fd=fd)
     finally:
         os.close(fd)
-    with open("/dev/zero", "rb", 0) as zeroes:
-        for index in range(pages):
-            # The kernel's own write: EFAULT, or less than a page, where ours would be SIGBUS.
-            here = addr + index * PAGE
-            got = syscalls.outcome(syscalls.syscall, "read", zeroes.fileno(), here, PAGE)
-            if got != "ok" or syscalls.syscall("read", zeroes.fileno(), here, PAGE) != PAGE:
-                unmap()
-                raise OSError(errno.EFAULT, "a page of secret memory cannot be had")
+    if not all(touch(addr + index * PAGE) for index in range(pages)):
+        unmap()
+        raise OSError(errno.EFAULT, "a page of secret memory cannot be had")
     return unmap
+
+
+def touch(addr: int) -> bool:
+    """A page can be written: by the kernel, so that SIGBUS is EFAULT or less than a page."""
+    with open("/dev/zero", "rb", 0) as zeroes:
+        try:
+            return syscalls.syscall("read", zeroes.fileno(), addr, PAGE) == PAGE
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            return False
 
 
 def _segment(pages: int) -> GiveBack:
@@ -156,10 +162,10 @@ def _zero_copy(pages: int) -> GiveBack:
     return zero_copy_send(pages, room=1)[2]
 
 
-def zero_copy_send(pages: int, room: int = 0) -> tuple[int, socket.socket, GiveBack]:
-    """A zero-copy send that is charged so many pages: bytes sent, where they arrive, how to end it.
+def _connection(room: int = 0) -> tuple[socket.socket, socket.socket]:
+    """Over loopback: who sends, without a copy and without waiting, and who receives.
 
-    ``room`` is the receiver's SO_RCVBUF (0: as the system sets it). OSError as the kernel says.
+    ``room`` is the receiver's SO_RCVBUF (0: as the system sets it).
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
         if room:
@@ -173,6 +179,23 @@ def zero_copy_send(pages: int, room: int = 0) -> tuple[int, socket.socket, GiveB
     client.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     client.setblocking(False)
+    return client, receiver
+
+
+def zero_copy_failure(addr: int, size: int) -> str:
+    """The answer to a zero-copy send of memory that is not there."""
+    client, receiver = _connection()
+    with client, receiver:
+        view = (ctypes.c_char * size).from_address(addr)
+        return syscalls.outcome(client.send, view, _MSG_ZEROCOPY)
+
+
+def zero_copy_send(pages: int, room: int = 0) -> tuple[int, socket.socket, GiveBack]:
+    """A zero-copy send that is charged so many pages: bytes sent, where they arrive, how to end it.
+
+    ``room`` as for :func:`_connection`. OSError as the kernel says.
+    """
+    client, receiver = _connection(room)
     addr, unmap = _mapped(pages - 2)
 
     def give() -> None:
@@ -285,6 +308,11 @@ def ordinary(limit: int, *names: str, uid: int | None = None, capability: str = 
 def without_capability(name: str) -> None:
     """In a child: the capability is given up, for what is made from now on."""
     credentials.lower_effective(name)
+    _close_spare()
+
+
+def _close_spare() -> None:
+    """An io_uring instance stays charged to the user, and free for the capability, of its maker."""
     while _spare:
         os.close(_spare.pop())
 
@@ -397,6 +425,20 @@ _SECONDS = 10.0
 def give(name: str, index: int = -1) -> None:
     """Give back what was taken last (or as the ``index``-th) by this way."""
     _held[name].pop(index)()
+
+
+def become(limit: int, uid: int) -> None:
+    """In a child of root: this user without CAP_IPC_LOCK, who can become another again."""
+    _close_spare()
+    os.seteuid(0)
+    credentials.drop("CAP_IPC_LOCK")
+    rlimits.set_soft_memlock(limit * PAGE)
+    os.setresuid(uid, uid, 0)
+
+
+def spare_event() -> int:
+    """One of the perf events that :func:`prepare` made."""
+    return _events.pop()
 
 
 def spare_socket() -> socket.socket:

@@ -9,7 +9,7 @@ from helpers import memory, processes, syscalls
 from helpers.memory import huge_pages
 from helpers.observe import folios, lru_batches, maps, special_mappings, status
 from helpers.processes import cpus, limit_accounts, munlock_race, rlimits
-from helpers.syscalls import PAGE, io_uring
+from helpers.syscalls import PAGE, io_uring, xdp
 
 
 def _wrapping_length() -> bool:
@@ -140,3 +140,13 @@ def _unlimited_escapes_ceiling() -> bool:
 
 def _ring_charged() -> bool:
     return limit_accounts.ring_pages() > 0
+
+
+def _umem_in_part_stays_charged() -> bool:
+    # Three pages of which one is there: two stay charged, of a limit of three.
+    limit_accounts.ordinary(3, "xdp")
+    addr = syscalls.mmap(0, 3 * PAGE)
+    syscalls.munmap(addr + PAGE, 2 * PAGE)
+    with limit_accounts.spare_socket() as where:
+        seen = syscalls.outcome(xdp.register, where, addr, 3 * PAGE)
+    return [seen, *limit_accounts.take_all("xdp", 2, 1)] == ["ENOMEM", "ENOBUFS", "ok"]

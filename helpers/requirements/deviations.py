@@ -27,6 +27,7 @@ from helpers.requirements.deviation_probes import (
     _racing_munlock_strands,
     _ring_charged,
     _special_mapping_locked,
+    _umem_in_part_stays_charged,
     _unlimited_escapes_ceiling,
     _wrapping_length,
 )
@@ -169,6 +170,16 @@ KNOWN = {
             "ENOMEM beyond the ceiling",
             (5, 14, 0), (5, 18, 0), "mm/mlock.c user_shm_lock", _unlimited_escapes_ceiling,
             "e97824ff663c (in 5.18)",
+        ),
+        Deviation(
+            "umem-in-part-stays-charged",
+            "an AF_XDP umem of which only a part can be pinned is refused, and the other part "
+            "stays charged to its user for good",
+            "what is refused is not charged",
+            (4, 18, 0), None,
+            "net/xdp/xdp_umem.c: xdp_umem_pin_pages sets npgs to what it pinned, "
+            "xdp_umem_unaccount_pages gives back so much",
+            _umem_in_part_stays_charged,
         ),
         Deviation(
             "io-uring-ring-charged",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from helpers.syscalls import call
 
-_REGISTER_BUFFERS, _UNREGISTER_BUFFERS = 0, 1
+_REGISTER_BUFFERS, _UNREGISTER_BUFFERS, _CLONE_BUFFERS = 0, 1, 30
 _PARAMS = 120  # sizeof(struct io_uring_params)
 
 
@@ -31,10 +31,23 @@ def io_uring_instance(entries: int = 1) -> Iterator[int]:
 
 def register(fd: int, addr: int, size: int) -> None:
     """Pin the range as the fixed buffer of the instance ``fd``. OSError as the kernel says."""
-    vector = (ctypes.c_size_t * 2)(addr, size)
-    call.syscall("io_uring_register", fd, _REGISTER_BUFFERS, vector, 1)
+    register_all(fd, (addr, size))
+
+
+def register_all(fd: int, *ranges: tuple[int, int]) -> None:
+    """Pin ranges (address, bytes) as the fixed buffers of the instance. OSError as the kernel."""
+    vector = (ctypes.c_size_t * (2 * len(ranges)))(*(word for pair in ranges for word in pair))
+    call.syscall("io_uring_register", fd, _REGISTER_BUFFERS, vector, len(ranges))
 
 
 def unregister(fd: int) -> None:
-    """Give up the fixed buffer of the instance."""
+    """Give up the fixed buffers of the instance."""
     call.syscall("io_uring_register", fd, _UNREGISTER_BUFFERS, None, 0)
+
+
+def clone_buffers(fd: int, source: int) -> None:
+    """Let the instance ``fd`` have the fixed buffers of another too (6.12). OSError as the kernel.
+
+    struct io_uring_clone_buffers: source, and all of them.
+    """
+    call.syscall("io_uring_register", fd, _CLONE_BUFFERS, (ctypes.c_uint32 * 8)(source), 1)

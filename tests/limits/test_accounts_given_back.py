@@ -12,6 +12,7 @@ import pytest
 from helpers import processes, syscalls
 from helpers.machine.timeouts import scaled
 from helpers.memory import sysv_segment
+from helpers.observe import status
 from helpers.processes import Child, credentials, limit_accounts, rlimits, send_signal
 from helpers.processes.limit_accounts import ACCOUNTS, MM, give, take, take_all, take_freed
 from helpers.syscalls import PAGE, io_uring, sysv, xdp
@@ -105,12 +106,6 @@ def wait_for(pidfd):
     os.close(pidfd)
 
 
-def switch_user(uid):
-    """In a child of root: another real and effective user, who may switch again."""
-    os.seteuid(0)
-    os.setresuid(uid, uid, 0)
-
-
 @by_account(*(name for name in ACCOUNTS if name != "perf"))
 @pytest.mark.needs("CAP_SETPCAP")
 @pytest.mark.source("setuid(2)", "kernel/cred.c set_cred_ucounts")
@@ -122,27 +117,23 @@ def test_charge_stays_with_who_took_it(name):
     two = one + 1
 
     def moving():
-        credentials.drop("CAP_IPC_LOCK")
         limit_accounts.prepare(name)
-        rlimits.set_soft_memlock(LIMIT * PAGE)
-        switch_user(one)
+        limit_accounts.become(LIMIT, one)
         first = take(name, LIMIT)
-        switch_user(two)
+        limit_accounts.become(LIMIT, two)
         second = take_all(name, LIMIT + 1, LIMIT)
-        switch_user(one)
+        limit_accounts.become(LIMIT, one)
         full = take(name, 4)
-        switch_user(two)
+        limit_accounts.become(LIMIT, two)
         give(name, 0)
         kept = take(name, 4)
-        switch_user(one)
+        limit_accounts.become(LIMIT, one)
         return first, second, full, kept, take_freed(name, LIMIT, name)
 
     def staying():
-        credentials.drop("CAP_IPC_LOCK")
-        rlimits.set_soft_memlock(LIMIT * PAGE)
-        switch_user(one)
+        limit_accounts.become(LIMIT, one)
         first = take(name, LIMIT)
-        switch_user(two)
+        limit_accounts.become(LIMIT, two)
         before = take(name, 4)
         give(name)
         return first, before, take_all(name, LIMIT + 1, LIMIT)
@@ -326,3 +317,140 @@ def test_limit_lowered_below_what_is_charged_gives_nothing_back_twice():
         return low, take_all("shm-lock", 9, 8, 1)
 
     assert processes.run(child) == ("ENOMEM", ["ENOMEM", "ok", "ENOMEM"])
+
+
+@pytest.mark.needs("sysv-shm")
+@pytest.mark.source("credentials(7)", "kernel/cred.c set_cred_ucounts")
+def test_charge_is_the_real_users():
+    """SHM_LOCK is counted by the real user id: a process of another effective user takes from the
+    real one's limit, and nothing from the effective one's."""
+    real = sysv_segment.unused_uid()
+
+    def child():
+        credentials.drop("CAP_IPC_LOCK")
+        rlimits.set_soft_memlock(LIMIT * PAGE)
+        os.setresuid(real, real + 1, 0)
+        first = take("shm-lock", LIMIT)
+        limit_accounts.become(LIMIT, real + 1)
+        effective = take_all("shm-lock", LIMIT + 1, LIMIT)
+        limit_accounts.become(LIMIT, real)
+        return first, effective, take("shm-lock", 1)
+
+    assert processes.run(child) == ("ok", ["ENOMEM", "ok"], "ENOMEM"), "real, effective, real"
+
+
+def fail_to_register(addr):
+    """Fixed buffers of which the last, the first, or the only one cannot be pinned."""
+    ring, there = io_uring.create(), syscalls.mmap(0, 8 * PAGE)
+    good, bad = (there, 8 * PAGE), (addr, 2 * PAGE)
+    answers = [
+        syscalls.outcome(io_uring.register_all, ring, *ranges)
+        for ranges in ((bad,), (good, bad), (bad, good), (good, good, bad))
+    ]
+    os.close(ring)
+    return answers
+
+
+def fail_to_have_a_umem(addr):
+    """Umems that cannot be pinned, one after the other with one socket."""
+    with limit_accounts.spare_socket() as where:
+        return [syscalls.outcome(xdp.register, where, addr, 2 * PAGE) for _ in range(4)]
+
+
+def fail_to_send(addr):
+    """Zero-copy sends of what cannot be pinned."""
+    return [limit_accounts.zero_copy_failure(addr, 2 * PAGE) for _ in range(4)]
+
+
+FAILING = {
+    "io-uring": fail_to_register, "xdp": fail_to_have_a_umem, "zero-copy": fail_to_send,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        pytest.param(
+            name, missing, id=f"{name}-{missing}", marks=[
+                pytest.mark.needs(*ACCOUNTS[name].needs),
+                *[pytest.mark.deviation("umem-in-part-stays-charged")]
+                * ((name, missing) == ("xdp", "part")),
+            ],
+        )
+        for name in FAILING
+        for missing in ("all", "part")
+        if (name, missing) != ("zero-copy", "part")  # what is there is sent
+    ],
+)  # fmt: skip
+def test_pinning_that_fails_for_the_memory_leaves_no_charge(name, missing):
+    """Pinning memory of which all or a part is not mapped fails, and leaves the limit whole and
+    VmPin as it was."""
+
+    def child():
+        limit_accounts.ordinary(LIMIT, name)
+        addr = syscalls.mmap(0, 3 * PAGE)
+        syscalls.munmap(addr + PAGE, 2 * PAGE)
+        answers = FAILING[name](addr if missing == "part" else addr + PAGE)
+        pinned = status.kb("VmPin")
+        # Of io_uring the instance itself may come back late, of the others nothing.
+        whole = take_freed(name, LIMIT, name) if name == "io-uring" else take(name, LIMIT)
+        return answers, pinned, whole, take(name, 4)
+
+    answers, pinned, whole, more = processes.run(child)
+    assert set(answers) <= {"EFAULT", "ENOMEM"}, "each fails for the memory"
+    assert pinned == 0, "VmPin"
+    assert (whole, more) == ("ok", limit_accounts.refusal(name)), "the limit, and no page more"
+
+
+def unregister_in_child(ring):
+    """In a forked process: it gives up its parent's buffers; its own VmPin then."""
+    io_uring.unregister(ring)
+    return status.kb("VmPin")
+
+
+@pytest.mark.needs("io-uring-user")
+@pytest.mark.source("io_uring/rsrc.c io_unaccount_mem")
+def test_fixed_buffer_that_a_forked_process_gives_up_comes_back_to_who_pinned_it():
+    """A fixed buffer unregistered by a forked process is given back to the user, and to the VmPin
+    of the address space that made the instance and no other."""
+
+    def child():
+        limit_accounts.ordinary(LIMIT, "io-uring")
+        ring, size = io_uring.create(), (LIMIT - limit_accounts.ring_pages()) * PAGE
+        addr = syscalls.mmap(0, size)
+        io_uring.register(ring, addr, size)
+        pinned = status.kb("VmPin") * 1024 == size
+        theirs = processes.run(lambda: unregister_in_child(ring))
+        again = syscalls.outcome(io_uring.register, ring, addr, size)
+        return pinned, theirs, again, status.kb("VmPin") * 1024 == size
+
+    assert processes.run(child) == (True, 0, "ok", True), "pinned, theirs, once more, pinned"
+
+
+@pytest.mark.needs("io-uring-user")
+@pytest.mark.source("io_uring_register(2) IORING_REGISTER_CLONE_BUFFERS")
+@pytest.mark.parametrize("first", ["source", "clone"])
+def test_cloned_fixed_buffer_is_charged_once_until_the_last_has_it(first):
+    """Fixed buffers that two io_uring instances share are charged once, until both have given them
+    up, whichever is the first."""
+
+    def child():
+        limit_accounts.ordinary(LIMIT, "io-uring")
+        source, clone = io_uring.create(), io_uring.create()
+        size = (LIMIT - 2 * limit_accounts.ring_pages()) * PAGE
+        addr = syscalls.mmap(0, size)
+        io_uring.register(source, addr, size)
+        cloned = syscalls.outcome(io_uring.clone_buffers, clone, source)
+        if cloned != "ok":
+            return cloned
+        spare = take("io-uring", 4)
+        early, late = (source, clone) if first == "source" else (clone, source)
+        io_uring.unregister(early)
+        kept = syscalls.outcome(io_uring.register, early, addr, 4 * PAGE)
+        io_uring.unregister(late)
+        return spare, kept, syscalls.outcome(io_uring.register, early, addr, size)
+
+    answers = processes.run(child)
+    if answers == "EINVAL":
+        pytest.skip("needs IORING_REGISTER_CLONE_BUFFERS: a kernel from 6.12 on")
+    assert answers == ("ENOMEM", "ENOMEM", "ok"), "charged, still charged by the other, given back"

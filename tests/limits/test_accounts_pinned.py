@@ -292,3 +292,96 @@ def test_huge_segment_without_right_leaves_no_charge():
     else:
         assert set(answers) == {"ENOMEM" if before else "EPERM"}, "refused"
         assert room == ["ENOMEM", "ok", "ENOMEM", "ENOMEM"], "the whole limit, and no more"
+
+
+def map_ring(fd, pages):
+    return syscalls.mmap(0, pages * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd)
+
+
+@PERF
+@RINGS
+def test_ring_mapped_twice_is_charged_once():
+    """A ring that is mapped a second time is charged once, until its last mapping has gone; one of
+    another size is refused and charges nothing."""
+
+    def child():
+        perf_user("perf")
+        fd, seen = limit_accounts.spare_event(), []
+        first = map_ring(fd, 9)
+        seen.append(pinned_pages())
+        second = map_ring(fd, 9)
+        seen.append(pinned_pages())
+        other = syscalls.outcome(map_ring, fd, 5)
+        seen.append(pinned_pages())
+        syscalls.munmap(first, 9 * PAGE)
+        seen.append(pinned_pages())
+        syscalls.munmap(second, 9 * PAGE)
+        seen.append(pinned_pages())
+        return other, seen, take_all("perf", LIMIT + 1, LIMIT)
+
+    other, seen, after = processes.run(child)
+    assert other == "EINVAL", "another size"
+    assert seen == [9, 9, 9, 9, 0], "VmPin: once, twice, other size, one unmapped, both"
+    assert after == ["EPERM", "ok"], "the whole limit, and no page more"
+
+
+@PERF
+@RINGS
+def test_ring_unmapped_by_parts_is_given_back_whole():
+    """munmap of a part of a ring is refused or keeps the whole charged; when all has been unmapped
+    the limit and the allowance are whole."""
+
+    def child():
+        perf_user("perf")
+        fd = limit_accounts.spare_event()
+        addr = map_ring(fd, 9)
+        part = syscalls.outcome(syscalls.munmap, addr + 8 * PAGE, PAGE)
+        between = pinned_pages()
+        syscalls.munmap(addr, 9 * PAGE)
+        return part, between, pinned_pages(), take_all("perf", LIMIT + 1, LIMIT)
+
+    part, between, none, after = processes.run(child)
+    assert part in {"EINVAL", "ok"}, "a ring may be indivisible (6.17)"
+    assert (between, none) == (9, 0), "VmPin: a part unmapped, all"
+    assert after == ["EPERM", "ok"], "the whole limit, and no page more"
+
+
+@PERF
+@RINGS
+def test_forked_process_has_no_part_in_a_ring():
+    """A ring is not inherited: a forked process starts with VmPin 0, and its end takes nothing from
+    its parent's."""
+
+    def child():
+        perf_user("perf")
+        begun = take("perf", FIRST)
+        theirs = processes.run(pinned_pages)
+        return begun, theirs, pinned_pages(), take_all("perf", LIMIT - FIRST + 1, LIMIT - FIRST)
+
+    assert processes.run(child) == ("ok", 0, FIRST, ["EPERM", "ok"]), "VmPin: child's, parent's"
+
+
+@pytest.mark.needs("secretmem")
+@pytest.mark.source("mm/secretmem.c")
+def test_secret_page_is_charged_to_who_made_the_file():
+    """Where secret memory is counted by user, its pages are charged to the user who made the file,
+    whoever touches them first, under the limit of who does."""
+    if limit_accounts.secret_counter() != USER:
+        pytest.skip("needs secret memory that is counted by user: a kernel from 7.1 on")
+    maker = sysv_segment.unused_uid()
+
+    def child():
+        limit_accounts.become(LIMIT, maker)
+        fd = syscalls.syscall("memfd_secret", 0)
+        os.ftruncate(fd, LIMIT * PAGE)
+        addr = syscalls.mmap(0, LIMIT * PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd)
+        limit_accounts.become(LIMIT, maker + 1)
+        touched = [limit_accounts.touch(addr + i * PAGE) for i in range(LIMIT)]
+        mine = take_all("secret", LIMIT + 1, LIMIT)
+        limit_accounts.become(LIMIT, maker)
+        return touched, mine, take("secret", 1)
+
+    touched, mine, makers = processes.run(child)
+    assert set(touched) == {True}, "another user touches all of it"
+    assert mine == ["EFAULT", "ok"], "whose own limit is whole"
+    assert makers == "EFAULT", "the maker's is used up"
