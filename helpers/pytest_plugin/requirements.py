@@ -40,12 +40,7 @@ def facilities_here(config: pytest.Config) -> dict[str, Facility]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """xdist: hand the survey to a worker, and the file of settings.
-
-    A worker would look for it at ``--report DIR`` once DIR exists: it takes that for a test path.
-    """
-    if node.config.inipath is not None:
-        node.config.option.inifilename = str(node.config.inipath)
+    """xdist: hand the survey to a worker."""
     rows = [dataclasses.asdict(f) for f in facilities_here(node.config).values()]
     node.workerinput["memlock_survey"] = json.dumps(rows)
     node.workerinput["memlock_file_dir"] = files.file_dir

@@ -8,6 +8,7 @@ their final form when nothing can change the exit code any more, since it stands
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import tempfile
@@ -60,8 +61,22 @@ def pytest_configure(config: pytest.Config) -> None:
         path = Path(folder, name)
         if path.exists() and not path.is_file():
             raise pytest.UsageError(f"memlock-tests: --report: {path} is no file; remove it")
+    _join_for_workers(config)
     reports = config.stash[reports_key] = ResultPlugin(config, Path(folder).absolute())
     config.pluginmanager.register(reports, "memlock-reports")
+
+
+def _join_for_workers(config: pytest.Config) -> None:
+    """``--report DIR`` becomes ``--report=DIR``.
+
+    xdist's workers read the command line before they know the option: its value, a folder that
+    exists by now, would be a test path to them, and the root folder with it.
+    """
+    given = list(map(str, config.invocation_params.args))
+    for at in reversed(range(len(given) - 1)):
+        if given[at] == "--report":
+            given[at : at + 2] = [f"--report={given[at + 1]}"]
+    config.invocation_params = dataclasses.replace(config.invocation_params, args=tuple(given))
 
 
 class ResultPlugin:

@@ -102,6 +102,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, None]:
     config.pluginmanager.register(signals, "memlock-signals")
     _installed.append(signals)
     signals.install()
+    embedded = config.invocation_params.args != tuple(sys.argv[1:])
     outcome = yield
     signals.ignore()
     _installed.remove(signals)
@@ -109,5 +110,5 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, Any, None]:
     judged = outcome.excinfo is None and outcome.get_result() in _JUDGED
     if signals.received and (interrupted or judged):
         outcome.force_result(pytest.ExitCode.INTERRUPTED)
-    if config.invocation_params.args != tuple(sys.argv[1:]):
+    if embedded:
         signals.restore()  # pytest.main() inside a program that has more to do

@@ -89,10 +89,10 @@ class Suite:
         return [sys.executable, "-m", "pytest", *how, "tests", *options]
 
     def run(self, *options: str, **extra: object) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+        """Run it, or ``command``, to its end."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
         return subprocess.run(
-            self.command(*options),
+            extra.pop("command", self.command(*options)),
             cwd=self.path,
             env=environment | dict(extra.pop("env", {})),  # type: ignore[call-overload]
             capture_output=True,

@@ -57,12 +57,22 @@ def made(path: Path, verdicts: dict[str, str], *, run: str = "", release: str = 
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_report_outside_of_the_project(suite, tmp_path_factory, workers):
+    """The folder of the report may lie anywhere: it is no path of tests, for workers neither."""
+    suite.case(suite.DEVIANT)
+    out = tmp_path_factory.mktemp("elsewhere") / "out"
+    command = [word for word in suite.command("--report", str(out), *workers) if word != "tests"]
+    done = suite.run(command=command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(result.load(out).behaviours) == 2
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
 def test_all_formats_agree(suite, workers):
     """Terminal, JSON, KTAP, tmt and JUnit tell the same verdicts of the same behaviours."""
     from xml.etree import ElementTree
 
     suite.case(suite.EVERY)
-    (suite.path / "out").mkdir()  # a folder that is there looks like a test path to pytest
     done = suite.run("--report", "out", "--junitxml", "out/junit.xml", *workers)
     found = result.load(suite.path / "out")
     assert found.complete
