@@ -423,8 +423,12 @@ _SECONDS = 10.0
 
 
 def give(name: str, index: int = -1) -> None:
-    """Give back what was taken last (or as the ``index``-th) by this way."""
-    _held[name].pop(index)()
+    """Give back what was taken last (or as the ``index``-th) by this way.
+
+    Nothing, where it was refused: the answer to :func:`take` is what the case judges.
+    """
+    if held := _held.get(name):
+        held.pop(index)()
 
 
 def become(limit: int, uid: int) -> None:
