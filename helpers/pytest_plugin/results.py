@@ -8,7 +8,6 @@ their final form when nothing can change the exit code any more, since it stands
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 import tempfile
@@ -76,7 +75,11 @@ def _join_for_workers(config: pytest.Config) -> None:
     for at in reversed(range(len(given) - 1)):
         if given[at] == "--report":
             given[at : at + 2] = [f"--report={given[at + 1]}"]
-    config.invocation_params = dataclasses.replace(config.invocation_params, args=tuple(given))
+    config.invocation_params = pytest.Config.InvocationParams(
+        args=tuple(given),
+        plugins=config.invocation_params.plugins,
+        dir=config.invocation_params.dir,
+    )
 
 
 class ResultPlugin:
