@@ -294,10 +294,11 @@ def prepare(*names: str) -> None:
 
 
 def ordinary(limit: int, *names: str, uid: int | None = None, capability: str = "") -> int:
-    """In a child: a user of its own who may take ``limit`` pages by these accounts, without
-    capabilities, or with this one. Its id."""
+    """In a child: a user of its own who may take ``limit`` pages by these accounts, and raise that
+    to twice as many, without capabilities, or with this one. Its id."""
     prepare(*names)
     uid = sysv_segment.unused_uid() if uid is None else uid
+    rlimits.set_soft_memlock(2 * limit * PAGE)  # the hard limit too: the soft one may rise later
     rlimits.set_soft_memlock(limit * PAGE)
     credentials.set_user(uid, uid, keep=capability)
     if "perf" in names:

@@ -55,11 +55,16 @@ def pin(region, ring, lf, touched, cpu):
         os.sched_setaffinity(0, set(allowed))
 
 
+BEFORE_5_18 = kernel_version.version() < (5, 18, 0)
+"""cea86fe246b6: before, a fault left pages that are not private to be marked by reclaim."""
+
+
 def expect_locked(region, lf, touched, what):
     assert lock_accounting.read(region).pages == ("F" if lf else "L") * N, f"{what}: locked"
     assert status.vmlck_pages() == N, f"{what}: VmLck"
     cpus.mlock_drain_all()
-    assert page_flags.mlocked(region) == "1" * N, f"{what}: mlocked"
+    if not (lf and BEFORE_5_18 and region.kind.endswith("shared")):
+        assert page_flags.mlocked(region) == "1" * N, f"{what}: mlocked"
     assert region.first_bytes() == bytes([0x21 if touched else 0]) * N, f"{what}: contents"
     fault = page_faults.faults_reading(region.addr, region.size)
     assert fault == page_faults.Faults(0, 0), f"{what}: no faults"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from helpers import memory, syscalls
-from helpers.machine import mounts
+from helpers.machine import kernel_version, mounts
 from helpers.memory import mapping
 from helpers.observe import folios, lru_batches, maps, mincore, page_faults, residency, status
 from helpers.requirements.inconclusive import inconclusive
@@ -195,6 +195,11 @@ def test_read_of_a_locked_page_written_directly_waits_for_the_disk(kind, lf):
 @pytest.mark.usefixtures("one_cpu")
 def test_page_that_comes_back_is_mlocked(kind):
     """A page of a lock that a hole or a direct write took is mlocked when it is there again."""
+    if kernel_version.version() < (5, 18, 0):
+        pytest.skip(
+            "needs a kernel from 5.18 on: before commit cea86fe246b6 a page of a file faulted into "
+            "locked memory was marked by reclaim only"
+        )
     fd = file_of(folder_on(kind))
     with mapping("file-shared", N, fd=fd) as region:
         syscalls.mlock(region.addr, region.size)
