@@ -97,8 +97,9 @@ def test_page_whose_second_locker_was_not_counted(reclaim, kind, last, lru):
         assert marks(region, toucher.pid) == (0, 0), "nobody locks: no page is marked"
 
         def drive():
-            # Seven pages that exit has made active are alone too few to be aged.
+            # Seven active pages are too few to be aged: more that two processes use join them.
             toucher.call(control.write)
+            one.call(control.first_bytes)
             group.reclaim()
 
         assert drivers.reclaim_evicts(drive, toucher.pid, region), "reclaim takes them"
