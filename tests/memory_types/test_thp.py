@@ -652,7 +652,7 @@ def test_huge_page_with_two_lockers_stays_until_the_last_lets_go(reclaim, last):
         child.call(*calls[0])
         child.call(lru_batches.mlock_drain_local)
         drivers.reclaim_until_evicted(group.reclaim, child.pid, control)
-        # Only it: before 5.18 reclaim may try who has unlocked first (see huge-page-forgets-lockers).
+        # Only it: before 5.18 reclaim may take the page from who has unlocked, and then meet it.
         locker = child.pid if last == "parent" else other
         assert pagemap.present_count(subject.addr, N, locker) == N, "one still locks: all stay"
         assert child.call(numbers, subject) == COUNTING, "contents"

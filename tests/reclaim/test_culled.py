@@ -2,10 +2,12 @@
 """Pages that reclaim itself puts on the unevictable list, before and after their locks end."""
 
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from helpers import syscalls
+from helpers.machine import kernel_version
 from helpers.memory import mapping
 from helpers.observe import lru_batches, page_flags
 from helpers.processes import Child, cpus
@@ -41,6 +43,18 @@ LRU = pytest.mark.parametrize(
 def setting(reclaim, stack, lru):
     if lru != "as it is":
         stack.enter_context(reclaim.setting(LRU_GEN, lru))
+
+
+def needs_counted_cull(lru, order):
+    """Skip where the multi-gen LRU culls without a count, and the next lock counts on from it."""
+    if not order.startswith("SHM_LOCK, reclaim, mlock") or kernel_version.version() >= (6, 12, 0):
+        return
+    enabled = Path(LRU_GEN)
+    if lru == "y" or (lru == "as it is" and enabled.exists() and int(enabled.read_text(), 0) & 1):
+        pytest.skip(
+            "needs a kernel whose multi-gen LRU culls like the classic one: before 6.12 "
+            "sort_folio() in mm/vmscan.c sets PG_unevictable and leaves mlock_count as it is"
+        )
 
 
 def marks(region, pid):
@@ -131,6 +145,7 @@ def control_of(pages):
 def test_segment_culled_by_reclaim(reclaim, order, lru):
     """Pages of a locked segment that reclaim met are unevictable, and mlocked if they are locked
     too; when both locks have ended, in whatever order, none is and reclaim takes them all."""
+    needs_counted_cull(lru, order)
     with ExitStack() as stack, reclaim.cgroup() as group, Child() as child:
         setting(reclaim, stack, lru)
         group.add(child.pid)
