@@ -33,6 +33,8 @@ KERNEL_DIFFERENCES = {
     "that is refused leaves a hole, and its locks are not counted against the limit",
     "populate-passes-holes": "MADV_POPULATE goes on behind a hole, and says ENOMEM at the end "
     "(seen on 6.1)",
+    "mremap-moves-several": "mremap moves several VMAs at once, holes between them too (from 6.17)",
+    "secret-is-locked": "secret memory is lo and counts in VmLck (5.14 to 7.1)",
     "marks-by-population": "a lock marks pages PG_mlocked as it populates, so not where it fails "
     "before that (to 5.17)",
     "merging-range-enomem": "a lock over VMAs that merge meanwhile: ENOMEM (6.3, 6.4)",

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import resource
 
 from helpers import processes, syscalls
 from helpers.machine import kernel_version
+from helpers.observe import maps
 from helpers.requirements import deviations
 from helpers.syscalls import PAGE
 
@@ -30,6 +32,8 @@ def kernel_has(name: str) -> bool:
         "mremap-unmaps-first": _mremap_unmaps_first,
         "populate-passes-holes": _populate_passes_holes,
         "marks-by-population": _marks_by_population,
+        "mremap-moves-several": _mremap_moves_several,
+        "secret-is-locked": _secret_is_locked,
     }[name]()
 
 
@@ -56,6 +60,32 @@ def _populate_passes_holes() -> bool:
     seen = syscalls.outcome(syscalls.madvise, addr, 2 * PAGE, syscalls.MADV_POPULATE_READ)
     syscalls.munmap(addr + PAGE, PAGE)
     return seen == "EINVAL" and kernel_version.version() < (6, 12, 0)
+
+
+def _mremap_moves_several() -> bool:
+    how = syscalls.MREMAP_MAYMOVE | syscalls.MREMAP_FIXED
+    addr = syscalls.mmap(0, 4 * PAGE)
+    syscalls.mprotect(addr, PAGE, syscalls.PROT_READ)
+    try:
+        seen = syscalls.outcome(syscalls.mremap, addr, 2 * PAGE, 2 * PAGE, how, addr + 2 * PAGE)
+        return seen == "ok"
+    finally:
+        syscalls.munmap(addr, 4 * PAGE)
+
+
+def _secret_is_locked() -> bool:
+    try:
+        fd = syscalls.syscall("memfd_secret", 0)
+    except OSError:
+        return False
+    try:
+        os.ftruncate(fd, PAGE)
+        addr = syscalls.mmap(0, PAGE, syscalls.PROT_RW, syscalls.MAP_SHARED, fd)
+        found = maps.at(addr).locked
+        syscalls.munmap(addr, PAGE)
+    finally:
+        os.close(fd)
+    return found
 
 
 def _marks_by_population() -> bool:

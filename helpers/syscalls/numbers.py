@@ -79,6 +79,7 @@ NUMBERS: dict[str, tuple[int | None, ...]] = {
     "shmget": (29, 395, 307, 395, 395, 194),
     "setsockopt": (54, 366, 294, 339, 366, 208),
     "sendto": (44, 369, 290, 335, 369, 206),
+    "pkey_mprotect": (329, 380, 394, 386, 384, 288),
 }  # fmt: skip
 """Name → its number in each of the columns; None where there is no such call."""
 # Calls added since 5.0 have one number everywhere.

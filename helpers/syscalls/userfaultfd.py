@@ -43,12 +43,17 @@ def _ioctl(fd: int, request: int, *words: int) -> None:
     fcntl.ioctl(fd, request, bytearray(struct.pack(f"={len(words)}q", *words)))
 
 
+def enable(fd: int, features: int = 0) -> None:
+    """UFFDIO_API: the handshake. OSError where a feature is refused."""
+    _ioctl(fd, _DO_API, _API, features, 0)
+
+
 @contextmanager
 def open_fd(features: int = 0, flags: int = 0) -> Iterator[int]:
     """A userfaultfd with these features; OSError where it, or one of them, is refused."""
     fd = call.syscall("userfaultfd", os.O_CLOEXEC | flags)
     try:
-        _ioctl(fd, _DO_API, _API, features, 0)
+        enable(fd, features)
         yield fd
     finally:
         os.close(fd)
