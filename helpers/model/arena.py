@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from helpers import syscalls
 from helpers.memory import files, mappings
 from helpers.memory.region import Region
+from helpers.model.differences import kernel_has
+from helpers.model.failing_calls import Expectation
 from helpers.model.page_state import (
     COUNT,
     FIRST,
@@ -27,6 +29,7 @@ from helpers.model.page_state import (
     changed,
     locked,
     mark,
+    runs,
 )
 from helpers.observe import maps, pagemap, status, vmstat
 from helpers.syscalls import PAGE, sysv, userfaultfd
@@ -185,12 +188,22 @@ class Arena:
             self.pages.pop(number, None)
 
     def lock(self, first: int, count: int, lock: str) -> None:
-        """mlock2, marking the model's pages as the kind has it."""
+        """Lock (or unlock: ``""``) units, as far as they are mapped and mlock marks their kind."""
         flags = syscalls.MLOCK_ONFAULT if lock == "lo lf" else 0
-        syscalls.mlock2(self.at(first), count * self.unit, flags)
-        for number in range(first, first + count):
-            if self.pages[number].kind.lock == "yes":
-                changed(self.pages, [number], lock=lock)
+        for part in runs(self.pages, first, first + count):
+            if self.pages[part.start].kind.lock != "yes":
+                continue
+            addr, size = self.at(part.start), len(part) * self.unit
+            if lock:
+                syscalls.mlock2(addr, size, flags)
+            else:
+                syscalls.munlock(addr, size)
+            changed(self.pages, part, lock=lock)
+
+    def lock_all(self, lock: str) -> None:
+        """The same with all that is mapped."""
+        if lock:
+            self.lock(0, UNITS, lock)
 
     def protect(self, first: int, count: int, prot: str) -> None:
         """mprotect."""
@@ -285,14 +298,25 @@ class Arena:
                 found.append(f"page {number} holds {byte}; model: {page.value}")
         return found
 
+    def compare(self, expected: Expectation, answer: str, before: Observation) -> list[str]:
+        """What differs from what was expected of a call, a line each."""
+        seen, found = self.look(), []
+        if answer not in expected.answers:
+            found.append(f"kernel {answer}, model {' or '.join(sorted(expected.answers))}")
+        kept = "lo" if kernel_has("secret-is-locked") else ""
+        outside = before.vmlck - locked(self.pages, kept)
+        if expected.untouched and seen.starts != before.starts:
+            found.append(f"VMAs begin at {seen.starts}, and did at {before.starts}")
+        states = [self.differences(seen, s, kept, outside) for s in expected.states]
+        return found + min(states, key=len)
+
     # Tear-down
 
     def close(self) -> None:
         """Unlock and unmap everything (what is sealed stays, unlocked)."""
-        with contextlib.suppress(OSError):
-            syscalls.munlockall()
         if syscalls.outcome(syscalls.munmap, self.base, self.size) != "ok":
             for number in range(UNITS):
+                syscalls.outcome(syscalls.munlock, self.at(number), self.unit)
                 syscalls.outcome(syscalls.munmap, self.at(number), self.unit)
         for fd in self.fds:
             os.close(fd)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from helpers import syscalls
-from helpers.model.page_state import Pages, PageState, changed, mark, runs
+from helpers.model.page_state import KINDS, Pages, PageState, changed, mark, runs
 from helpers.syscalls import PAGE
 
 WORD = syscalls.ULONG_MAX + 1
@@ -56,13 +56,16 @@ class FailingCalls:
     permitted: bool = True
     others: list[Pages] = field(default_factory=list)
     """Further states that are right too."""
+    split: bool = False
+    """VMAs may have been split, of which nothing else has changed."""
 
     def expect(self, rule: str, request: Request) -> Expectation:
         """What the call must answer and leave."""
         before = dict(self.pages)
         answer: str | set[str] = getattr(self, "_" + rule)(request)
         answers = frozenset({answer} if isinstance(answer, str) else answer)
-        untouched = OK not in answers and self.pages == before and not self.others
+        unchanged = self.pages == before and not self.others
+        untouched = OK not in answers and unchanged and not self.split
         return Expectation(answers, [self.pages, *self.others], untouched)
 
     # Ranges
@@ -184,6 +187,7 @@ class FailingCalls:
         untouched = dict(self.pages)
         for part in runs(self.pages, first, end):
             why = self._advise(part, r.advice)
+            self.split |= why == OK and r.advice not in _DROPS
             if why == "EPERM":
                 self.others.append(untouched)  # 6.10 and 6.11 look at the whole range first
             if why != OK:
@@ -216,12 +220,8 @@ class FailingCalls:
             return "EPERM"
         if advice == "wipeonfork":
             return OK if kind.anonymous else "EINVAL"
-        if advice in {"dofork", "dodump"}:
-            if kind.special:
-                return "EINVAL"
-            return "EINVAL" if advice == "dodump" and kind.id == "droppable" else OK
-        if advice == "keeponfork":
-            return "EINVAL" if kind.id == "droppable" else OK
+        if advice.startswith("guard"):
+            return self._set_markers(part, head, advice == "guard_install")
         if advice not in _DROPS:
             return OK
         if self._locked(head) and advice != "dontneed_locked":
@@ -245,6 +245,14 @@ class FailingCalls:
                 self.pages[number] = replace(page, present=gone, value=value)
         return OK
 
+    def _set_markers(self, part: range, head: PageState, on: bool) -> str | set[str]:
+        """MADV_GUARD_INSTALL and MADV_GUARD_REMOVE."""
+        if head.kind.special or (on and self._locked(head)):
+            return "EINVAL"
+        if on:
+            changed(self.pages, part, guarded=True, present=False, value=0)
+        return OK
+
     def _remove(self, part: range, head: PageState) -> str | set[str]:
         kind = head.kind
         if kind.anonymous:
@@ -252,7 +260,7 @@ class FailingCalls:
         if not (kind.shared and kind.writable):
             return "EACCES"
         if not kind.file and kind.id not in {"shared", "sysv"}:
-            return {"EOPNOTSUPP", "ENODEV", "EINVAL", "EBADF", "EACCES", "ESPIPE"}
+            return {"EOPNOTSUPP", "ENOTSUP", "ENODEV", "EINVAL", "EBADF", "EACCES", "ESPIPE"}
         changed(self.pages, part, present=None, value=None)
         return OK
 
@@ -268,6 +276,7 @@ class FailingCalls:
 
     def _unmap(self, first: int, end: int, start: int, length: int) -> str:
         if any(n in self.pages and self.pages[n].sealed for n in range(first, end)):
+            self.split = True  # its first VMA, before 6.12's successors look at the next
             return "EPERM"
         if self._misaligned(range(first, end), start, length):
             return "EINVAL"
@@ -277,30 +286,28 @@ class FailingCalls:
 
     def _map_over(self, r: Request) -> str | set[str]:
         """MAP_FIXED of private memory, with MAP_LOCKED where ``lock`` says so."""
-        if r.start % PAGE:
+        if r.start % PAGE or not r.length:
             return "EINVAL"
-        if not r.length:
-            return "EINVAL"
-        if r.start + r.length > WORD >> 1:
-            return "ENOMEM"
+        if r.length > WORD >> 1:
+            return {"ENOMEM", "EINVAL"}
         asked = r.length // PAGE
         if r.lock and not self.permitted:
             return "EPERM"
         if r.lock and self.room is not None and asked > self.room:
             return "EAGAIN"
-        raise NotImplementedError(f"{r}: it would succeed")
-
-    def _refused_late(self, r: Request) -> str | set[str]:
-        """A mapping that its file refuses: up to 6.11 when the place has been made free."""
         first, end = self._span(r.start, r.length)
-        self.others.append({n: p for n, p in self.pages.items() if not first <= n < end})
-        return "refused"
+        answer = self._unmap(first, end, r.start, r.length)
+        if answer == OK:
+            fresh = PageState(KINDS["private"], r.prot, r.lock, bool(r.lock))
+            self.pages.update(dict.fromkeys(range(first, end), fresh))
+        return answer
 
     def _noreplace(self, r: Request) -> str | set[str]:
         first, end = self._span(r.start, r.length)
-        if any(n in self.pages for n in range(first, end)):
+        wrong = r.start % PAGE or not 0 < r.length <= WORD >> 1
+        if not wrong and any(n in self.pages for n in range(first, end)):
             return "EEXIST"
-        raise NotImplementedError(f"{r}: it would succeed")
+        return self._map_over(r)
 
     def _mseal(self, r: Request) -> str | set[str]:
         length = -(-r.length // PAGE) * PAGE % WORD
@@ -399,8 +406,8 @@ class FailingCalls:
         parts = runs(self.pages, first, last)
         for part in parts:
             head = self.pages[part.start]
-            if head.kind.id == "registered" and (part.start > first or part.stop < last):
-                return "EFAULT"  # not beside another, which may have been moved
+            if head.kind.id in {"registered", "sysv"} and (part.start > first or part.stop < last):
+                return "EFAULT"  # not beside another: that may have been moved
             if head.sealed:
                 return "EPERM"
             shift = target - first

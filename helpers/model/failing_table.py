@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 
 from helpers import syscalls
 from helpers.model.arena import PROT, Arena
-from helpers.model.failing_calls import Request
-from helpers.model.page_state import TARGET
+from helpers.model.differences import kernel_has
+from helpers.model.failing_calls import Expectation, FailingCalls, Request
+from helpers.model.page_state import KINDS, TARGET
 from helpers.syscalls import PAGE
 
 MAYMOVE, FIXED = syscalls.MREMAP_MAYMOVE, syscalls.MREMAP_FIXED
 DONTUNMAP = syscalls.MREMAP_DONTUNMAP
 PRIVATE = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS
-BEYOND = 1 << (syscalls.WORD_BITS - 2)
-"""Bytes that end outside of user space and do not wrap."""
+_WRAPS = syscalls.SIZE_MAX - PAGE + 1
+"""The largest length of whole pages: its end is behind that of every address."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def _remap_file_pages(r: Request) -> None:
 ADVICE = {
     name.lower(): getattr(syscalls, f"MADV_{name}")
     for name in (
-        "NORMAL", "RANDOM", "SEQUENTIAL", "WILLNEED", "DONTNEED", "FREE", "REMOVE", "DONTFORK",
-        "DOFORK", "DONTDUMP", "DODUMP", "WIPEONFORK", "KEEPONFORK", "COLD", "PAGEOUT",
-        "POPULATE_READ", "POPULATE_WRITE", "DONTNEED_LOCKED",
+        "RANDOM", "WILLNEED", "DONTNEED", "FREE", "REMOVE", "DONTFORK", "DONTDUMP", "WIPEONFORK",
+        "COLD", "PAGEOUT", "POPULATE_READ", "POPULATE_WRITE", "DONTNEED_LOCKED", "GUARD_INSTALL",
+        "GUARD_REMOVE",
     )
 }  # fmt: skip
 _ADVICE_NEEDS = {
@@ -119,22 +120,23 @@ _ADVICE_NEEDS = {
     "populate_read": ("populate",),
     "populate_write": ("populate",),
     "dontneed_locked": ("dontneed-locked",),
+    "guard_install": ("guard",),
+    "guard_remove": ("guard",),
 }
+_UNLOCKED_TOO = ("dontneed", "free", "remove", "cold", "pageout", "guard_install")
 
 LOCK_CALLS = (
     RangeCall("mlock", "mlock", _mlock, lock="lo", before=""),
     RangeCall("mlock-of-onfault", "mlock", _mlock, lock="lo", before="lo lf"),
-    RangeCall("mlock2", "mlock", _mlock2, lock="lo", before=""),
     RangeCall("onfault", "mlock", _mlock2, syscalls.MLOCK_ONFAULT, lock="lo lf", before=""),
     RangeCall("onfault-of-locked", "mlock", _mlock2, syscalls.MLOCK_ONFAULT, lock="lo lf"),
     RangeCall("munlock", "mlock", _munlock),
-    RangeCall("munlock-of-onfault", "mlock", _munlock, before="lo lf"),
 )
 PROTECT_CALLS = (
     RangeCall("mprotect-none", "mprotect", _mprotect, prot="none"),
     RangeCall("mprotect-r", "mprotect", _mprotect, prot="r"),
     RangeCall("mprotect-rw", "mprotect", _mprotect, prot="rw"),
-    RangeCall("mprotect-none-of-onfault", "mprotect", _mprotect, prot="none", before="lo lf"),
+    RangeCall("mprotect-r-of-onfault", "mprotect", _mprotect, prot="r", before="lo lf"),
     RangeCall("mprotect-r-unlocked", "mprotect", _mprotect, prot="r", before=""),
     RangeCall("pkey_mprotect-r", "mprotect", _pkey_mprotect, prot="r", needs=("pkey-mprotect",)),
 )
@@ -142,9 +144,8 @@ ADVICE_CALLS = tuple(
     RangeCall(f"madvise-{name}{suffix}", "madvise", _madvise, advice=name, before=before,
               needs=_ADVICE_NEEDS.get(name, ()))
     for name in ADVICE
-    for suffix, before in (("", "lo"), ("-of-onfault", "lo lf"), ("-unlocked", ""))
-    if not suffix or name in {"dontneed", "free", "remove", "cold", "pageout", "populate_read",
-                              "dontneed_locked"}
+    for suffix, before in (("", "lo"), ("-unlocked", ""))
+    if not suffix or name in _UNLOCKED_TOO
 )  # fmt: skip
 MOVE_CALLS = (
     RangeCall("mremap-grow", "mremap", _mremap, 0, grows=2),
@@ -152,43 +153,86 @@ MOVE_CALLS = (
     RangeCall("mremap-fixed-of-onfault", "mremap", _mremap, MAYMOVE | FIXED, before="lo lf"),
     RangeCall("mremap-fixed-unlocked", "mremap", _mremap, MAYMOVE | FIXED, before=""),
     RangeCall("mremap-fixed-grow", "mremap", _mremap, MAYMOVE | FIXED, grows=2),
-    RangeCall("mremap-dontunmap", "mremap", _mremap, MAYMOVE | FIXED | DONTUNMAP),
     RangeCall("mremap-duplicate", "mremap", _mremap, MAYMOVE | FIXED, old=0),
     RangeCall("mremap-shrink", "mremap", _mremap, 0, grows=-2),
 )
 OTHER_CALLS = (
     RangeCall("munmap", "munmap", _munmap),
     RangeCall("munmap-of-onfault", "munmap", _munmap, before="lo lf"),
-    RangeCall("map-fixed", "map_over", _map_over),
-    RangeCall("map-fixed-locked", "map_over", _map_over, lock="lo", before=""),
     RangeCall("map-noreplace", "noreplace", _noreplace),
     RangeCall("mseal", "mseal", _mseal, needs=("mseal",)),
-    RangeCall("mseal-of-onfault", "mseal", _mseal, before="lo lf", needs=("mseal",)),
     RangeCall("msync-async", "msync", _msync, syscalls.MS_ASYNC),
     RangeCall("msync-invalidate", "msync", _msync, syscalls.MS_ASYNC | syscalls.MS_INVALIDATE),
-    RangeCall(
-        "msync-invalidate-unlocked", "msync", _msync, syscalls.MS_ASYNC | syscalls.MS_INVALIDATE,
-        before="",
-    ),
+    RangeCall("msync-invalidate-unlocked", "msync", _msync,
+              syscalls.MS_ASYNC | syscalls.MS_INVALIDATE, before=""),
     RangeCall("mincore", "mincore", _mincore),
-    RangeCall(
-        "remap_file_pages", "remap_file_pages", _remap_file_pages, needs=("remap-file-pages",)
-    ),
+    RangeCall("remap_file_pages", "remap_file_pages", _remap_file_pages,
+              needs=("remap-file-pages",)),
 )  # fmt: skip
+MAP_CALLS = (
+    RangeCall("map-fixed", "map_over", _map_over),
+    RangeCall("map-fixed-locked", "map_over", _map_over, lock="lo", before=""),
+)
 RANGE_CALLS = {
-    c.id: c for c in (*LOCK_CALLS, *PROTECT_CALLS, *ADVICE_CALLS, *MOVE_CALLS, *OTHER_CALLS)
+    c.id: c
+    for c in (*LOCK_CALLS, *PROTECT_CALLS, *ADVICE_CALLS, *MOVE_CALLS, *OTHER_CALLS, *MAP_CALLS)
 }
 
-ARGUMENTS: dict[str, Callable[[Request], Request]] = {
-    "unaligned": lambda r: replace(r, start=r.start + PAGE // 2),
-    "length-0": lambda r: replace(r, length=0, new=0),
-    "length-wraps": lambda r: replace(r, length=syscalls.SIZE_MAX - PAGE + 1),
-    "length-beyond-user-space": lambda r: replace(r, length=BEYOND),
-    "new-length-wraps": lambda r: replace(r, new=syscalls.SIZE_MAX - PAGE + 1),
-    "target-unaligned": lambda r: replace(r, target=r.target + PAGE // 2),
-    "target-overlaps": lambda r: replace(r, target=r.start + PAGE),
+SEVERAL_VMAS = tuple(
+    RANGE_CALLS[name]
+    for name in (
+        "mlock", "onfault", "munlock", "mprotect-none", "mprotect-r", "mprotect-rw",
+        "madvise-willneed", "madvise-dontneed", "madvise-dontneed-unlocked",
+        "madvise-free-unlocked", "madvise-remove-unlocked", "madvise-cold-unlocked",
+        "madvise-pageout-unlocked", "madvise-wipeonfork", "madvise-populate_read", "madvise-populate_write",
+        "madvise-dontneed_locked", "mremap-fixed", "mremap-fixed-unlocked", "mremap-fixed-grow",
+        "mremap-shrink", "munmap", "mseal", "msync-invalidate", "msync-invalidate-unlocked",
+        "mincore", "map-fixed", "map-fixed-locked",
+    )
+)  # fmt: skip
+_ON_PAGES = ("mprotect", "madvise", "munmap", "map_over", "noreplace", "mseal", "msync", "mincore")
+ARGUMENTS: dict[str, tuple[tuple[str, ...], Callable[[Request], Request]]] = {
+    "unaligned": ((*_ON_PAGES, "mremap"), lambda r: replace(r, start=r.start + PAGE // 2)),
+    "length-0": ((*_ON_PAGES, "mremap"), lambda r: replace(r, length=0, new=0)),
+    "length-wraps": (_ON_PAGES, lambda r: replace(r, length=_WRAPS)),
+    "new-length-wraps": (("mremap",), lambda r: replace(r, new=_WRAPS)),
+    "target-unaligned": (("mremap",), lambda r: replace(r, target=r.target + PAGE // 2)),
+    "target-overlaps": (("mremap",), lambda r: replace(r, target=r.start + PAGE)),
 }
-"""What can be wrong with the numbers of a call."""
+"""What can be wrong with the numbers of a call: the rules that know it, and how it is made."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A VMA that some calls refuse, put into the memory under test. ``place`` is given the arena,
+    first unit and number of units."""
+
+    id: str
+    place: Callable[[Arena, int, int], None]
+    needs: tuple[str, ...] = ()
+    lock: str | None = None
+    """What it is where all is locked so."""
+
+
+def _of_kind(kind: str) -> Obstacle:
+    def place(arena: Arena, first: int, count: int) -> None:
+        arena.make(kind, first, count)
+
+    return Obstacle(kind, place, KINDS[kind].needs)
+
+
+OBSTACLES = {
+    o.id: o
+    for o in (
+        *(_of_kind(k) for k in ("file-readonly", "secret", "ring", "droppable", "registered")),
+        Obstacle("sealed", Arena.seal, ("mseal",)),
+        Obstacle("inaccessible", lambda arena, at, n: arena.protect(at, n, "none")),
+        Obstacle("read-only", lambda arena, at, n: arena.protect(at, n, "r")),
+        Obstacle("locked", lambda arena, at, n: arena.lock(at, n, "lo"), lock="lo"),
+        Obstacle("locked-onfault", lambda arena, at, n: arena.lock(at, n, "lo lf"), lock="lo lf"),
+        Obstacle("unlocked", lambda arena, at, n: arena.lock(at, n, ""), lock=""),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -236,7 +280,7 @@ REFUSED = {
         RefusedCall("mlock2-unknown-flag", _call("mlock2", 2), ("EINVAL",)),
         RefusedCall("mprotect-grows-both-ways", _call("mprotect", 0x03000000), ("EINVAL",)),
         RefusedCall("mprotect-grows-up", _call("mprotect", 0x02000001), ("EINVAL",)),
-        RefusedCall("pkey_mprotect-unknown-key", _pkey, ("EINVAL",), ("pkey-mprotect",)),
+        RefusedCall("pkey_mprotect-unknown-key", _pkey, ("EINVAL",), ()),
         RefusedCall("madvise-unknown", _call("madvise", 9999), ("EINVAL",)),
         RefusedCall("mseal-unknown-flag", _call("mseal", 1), ("EINVAL",), ("mseal",)),
         RefusedCall("msync-unknown-flag", _call("msync", 8), ("EINVAL",)),
@@ -286,8 +330,27 @@ REFUSED = {
         ),
         RefusedCall(
             "mmap-of-an-unknown-flag-that-is-checked",
-            _on("/proc/self/exe", os.O_RDONLY, 1, syscalls.MAP_SHARED_VALIDATE | 1 << 26),
-            ("EOPNOTSUPP",),
+            _on("/proc/self/exe", os.O_RDONLY, 1, syscalls.MAP_SHARED_VALIDATE | 1 << 25),
+            ("EOPNOTSUPP", "ENOTSUP"),
         ),
     )
 }
+
+
+def differences_of_refused(arena: Arena, call: RefusedCall, first: int, count: int) -> list[str]:
+    """Make the call; what differs from its being refused and everything as it was, a line each."""
+    expected = Expectation(frozenset(call.answers), [dict(arena.pages)], untouched=True)
+    before = arena.look()
+    answer = syscalls.outcome(call.make, arena, arena.at(first), count * arena.unit)
+    return arena.compare(expected, answer, before)
+
+
+def differences_after(
+    arena: Arena, call: RangeCall, request: Request, room: int | None = None, permitted: bool = True
+) -> list[str]:
+    """Make the call; what differs from what the model expects of it, a line each."""
+    model = FailingCalls(dict(arena.pages), arena.base, arena.unit, kernel_has, room, permitted)
+    expected = model.expect(call.rule, request)
+    before = arena.look()
+    answer = syscalls.outcome(call.make, request)
+    return arena.compare(expected, answer, before)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 import pytest
 
 from helpers import syscalls
@@ -28,3 +31,23 @@ def by_kind(*kinds: str) -> pytest.MarkDecorator:
 def by_entry_point() -> pytest.MarkDecorator:
     """``calls``: the system calls by number, and the C library's wrappers of them."""
     return pytest.mark.parametrize("calls", [syscalls.RAW, syscalls.GLIBC], ids=repr)
+
+
+class Row(Protocol):
+    """A row of a table: its id, and what of the machine its case needs."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+
+def by_row(rows: Iterable[Row], name: str = "call") -> pytest.MarkDecorator:
+    """``name``: each row of a table."""
+    return pytest.mark.parametrize(
+        name,
+        [
+            pytest.param(r, id=r.id, marks=[pytest.mark.needs(*r.needs)] if r.needs else [])
+            for r in rows
+        ],
+    )

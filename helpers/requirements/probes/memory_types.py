@@ -15,7 +15,7 @@ from pathlib import Path
 from helpers import memory, processes, syscalls
 from helpers.machine import memory_blocks, mounts, undo
 from helpers.memory import huge_pages
-from helpers.observe import huge_mappings
+from helpers.observe import huge_mappings, vmstat
 from helpers.processes import credentials, fuse_server
 from helpers.requirements.facility import ROOT, Unavailable, unavailable_call
 from helpers.syscalls import (
@@ -428,7 +428,30 @@ def _uffd_protect() -> None:
             ) from None
 
 
+def _hugetlb_mapping() -> None:
+    how = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_NORESERVE
+    size = vmstat.huge_page_size()
+    try:
+        syscalls.munmap(syscalls.mmap(0, size, flags=how | syscalls.MAP_HUGETLB), size)
+    except OSError as error:
+        raise Unavailable(
+            "no mapping of huge pages", str(error), "a kernel with CONFIG_HUGETLBFS=y"
+        ) from None
+
+
+def _pkey_mprotect() -> None:
+    with memory.mapping("private", 1) as page:
+        try:
+            syscalls.syscall("pkey_mprotect", page.addr, PAGE, syscalls.PROT_READ, -1)
+        except OSError as error:
+            raise Unavailable(
+                "no pkey_mprotect", str(error), "a kernel with CONFIG_ARCH_HAS_PKEYS=y (x86)"
+            ) from None
+
+
 PROBES: dict[str, Callable[[], None]] = {
+    "hugetlb-mapping": _hugetlb_mapping,
+    "pkey-mprotect": _pkey_mprotect,
     "aio": _aio,
     "packet-ring": _packet_ring,
     "mkfs-btrfs": functools.partial(_mkfs, "btrfs"),
