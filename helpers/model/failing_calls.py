@@ -87,6 +87,7 @@ class FailingCalls:
         """A VMA of huge pages would be cut inside of one: its first or last in the range."""
         if self.unit == PAGE or not done:
             return False
+        self.split = True  # at its beginning, where its end is refused
         return bool(start % self.unit or (start + length) % self.unit)
 
     # Locks
@@ -184,6 +185,8 @@ class FailingCalls:
         if r.advice.startswith("populate"):
             return self._populate_now(first, end, r.advice.endswith("write"))
         hole = any(n not in self.pages for n in range(first, end))
+        if self._misaligned(range(first, end), r.start, length):
+            return "EINVAL"
         untouched = dict(self.pages)
         for part in runs(self.pages, first, end):
             why = self._advise(part, r.advice)
@@ -317,6 +320,8 @@ class FailingCalls:
         done, hole = self._up_to_hole(first, end)
         if hole:
             return "ENOMEM"  # and nothing is sealed: it looks first
+        if self._misaligned(done, r.start, length):
+            return "EINVAL"
         changed(self.pages, done, sealed=True)
         return OK
 

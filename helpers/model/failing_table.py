@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from helpers import syscalls
@@ -15,6 +15,7 @@ from helpers.model.failing_calls import Expectation, FailingCalls, Request
 from helpers.model.page_state import KINDS, TARGET
 from helpers.syscalls import PAGE
 
+_NOTHING = nullcontext()
 MAYMOVE, FIXED = syscalls.MREMAP_MAYMOVE, syscalls.MREMAP_FIXED
 DONTUNMAP = syscalls.MREMAP_DONTUNMAP
 PRIVATE = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS
@@ -184,12 +185,35 @@ SEVERAL_VMAS = tuple(
         "mlock", "onfault", "munlock", "mprotect-none", "mprotect-r", "mprotect-rw",
         "madvise-willneed", "madvise-dontneed", "madvise-dontneed-unlocked",
         "madvise-free-unlocked", "madvise-remove-unlocked", "madvise-cold-unlocked",
-        "madvise-pageout-unlocked", "madvise-wipeonfork", "madvise-populate_read", "madvise-populate_write",
-        "madvise-dontneed_locked", "mremap-fixed", "mremap-fixed-unlocked", "mremap-fixed-grow",
-        "mremap-shrink", "munmap", "mseal", "msync-invalidate", "msync-invalidate-unlocked",
-        "mincore", "map-fixed", "map-fixed-locked",
+        "madvise-pageout-unlocked", "madvise-wipeonfork", "madvise-populate_read",
+        "madvise-populate_write", "madvise-dontneed_locked", "mremap-fixed",
+        "mremap-fixed-unlocked", "mremap-fixed-grow", "mremap-shrink", "munmap", "mseal",
+        "msync-invalidate", "msync-invalidate-unlocked", "mincore", "map-fixed",
+        "map-fixed-locked",
     )
 )  # fmt: skip
+"""What is made on three VMAs of which the second is unlike the others."""
+OVER_LIMIT = tuple(
+    RANGE_CALLS[name]
+    for name in (
+        "mlock", "onfault", "mlock-of-onfault", "onfault-of-locked", "munlock", "map-fixed-locked",
+        "mremap-grow", "mremap-fixed-grow",
+    )
+)  # fmt: skip
+"""What asks RLIMIT_MEMLOCK, and some that do not."""
+SPLITTING = tuple(
+    RANGE_CALLS[name]
+    for name in (
+        "onfault-of-locked", "mprotect-none", "mprotect-r-of-onfault", "madvise-dontfork",
+        "madvise-dontdump", "munmap", "munmap-of-onfault", "mremap-fixed", "mremap-shrink", "mseal",
+        "map-fixed", "map-fixed-locked",
+    )
+)  # fmt: skip
+"""What splits a VMA when it is made on the middle of one."""
+ALIGNED = tuple(
+    RANGE_CALLS[name]
+    for name in ("mprotect-r", "madvise-dontfork", "munmap", "mseal", "munlock", "msync-invalidate")
+)
 _ON_PAGES = ("mprotect", "madvise", "munmap", "map_over", "noreplace", "mseal", "msync", "mincore")
 ARGUMENTS: dict[str, tuple[tuple[str, ...], Callable[[Request], Request]]] = {
     "unaligned": ((*_ON_PAGES, "mremap"), lambda r: replace(r, start=r.start + PAGE // 2)),
@@ -200,6 +224,11 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], Callable[[Request], Request]]] = {
     "target-overlaps": (("mremap",), lambda r: replace(r, target=r.start + PAGE)),
 }
 """What can be wrong with the numbers of a call: the rules that know it, and how it is made."""
+INSIDE_A_HUGE_PAGE: dict[str, Callable[[Request], Request]] = {
+    "starts-inside": lambda r: replace(r, start=r.start + PAGE, length=r.length - PAGE),
+    "ends-inside": lambda r: replace(r, length=r.length - PAGE),
+}
+"""Of memory in huge pages: what is aligned to the small ones only."""
 
 
 @dataclass(frozen=True)
@@ -235,122 +264,30 @@ OBSTACLES = {
 }
 
 
-@dataclass(frozen=True)
-class RefusedCall:
-    """A call refused for its arguments, whatever the memory: these answers, and nothing changes."""
-
-    id: str
-    make: Callable[[Arena, int, int], object]
-    """With the arena, address and bytes of the range."""
-    answers: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-
-
-def _pkey(arena: Arena, addr: int, size: int) -> None:
-    syscalls.syscall("pkey_mprotect", addr, size, PROT["r"], 99)
-
-
-def _call(name: str, *behind: int) -> Callable[[Arena, int, int], object]:
-    return lambda arena, addr, size: syscalls.syscall(name, addr, size, *behind)
-
-
-def _mmap(prot: int, flags: int, fd: int = -1, offset: int = 0) -> Callable[..., object]:
-    how = flags | syscalls.MAP_FIXED
-    return lambda arena, addr, size: syscalls.mmap(addr, size, prot, how, fd, offset)
-
-
-def _on(path: str, mode: int, prot: int, flags: int) -> Callable[[Arena, int, int], object]:
-    """MAP_FIXED of a file that cannot be mapped so."""
-
-    def make(arena: Arena, addr: int, size: int) -> object:
-        fd = os.open(path, mode | os.O_CLOEXEC)
-        try:
-            return syscalls.mmap(addr, size, prot, flags | syscalls.MAP_FIXED, fd)
-        finally:
-            os.close(fd)
-
-    return make
-
-
-_RW = syscalls.PROT_RW
-_BAD_FD = 1 << 20
-REFUSED = {
-    c.id: c
-    for c in (
-        RefusedCall("mlock2-unknown-flag", _call("mlock2", 2), ("EINVAL",)),
-        RefusedCall("mprotect-grows-both-ways", _call("mprotect", 0x03000000), ("EINVAL",)),
-        RefusedCall("mprotect-grows-up", _call("mprotect", 0x02000001), ("EINVAL",)),
-        RefusedCall("pkey_mprotect-unknown-key", _pkey, ("EINVAL",), ()),
-        RefusedCall("madvise-unknown", _call("madvise", 9999), ("EINVAL",)),
-        RefusedCall("mseal-unknown-flag", _call("mseal", 1), ("EINVAL",), ("mseal",)),
-        RefusedCall("msync-unknown-flag", _call("msync", 8), ("EINVAL",)),
-        RefusedCall("msync-both-ways", _call("msync", 5), ("EINVAL",)),
-        RefusedCall("mincore-no-vector", _call("mincore", 0), ("EFAULT",)),
-        RefusedCall(
-            "remap_file_pages-with-protection",
-            _call("remap_file_pages", 1, 0, 0),
-            ("EINVAL",),
-            ("remap-file-pages",),
-        ),
-        RefusedCall(
-            "mremap-unknown-flag",
-            lambda arena, addr, size: syscalls.mremap(addr, size, size, 8),
-            ("EINVAL",),
-        ),
-        RefusedCall(
-            "mremap-fixed-that-may-not-move",
-            lambda arena, addr, size: syscalls.mremap(addr, size, size, FIXED, arena.at(TARGET)),
-            ("EINVAL",),
-        ),
-        RefusedCall(
-            "mremap-dontunmap-that-may-not-move",
-            lambda arena, addr, size: syscalls.mremap(addr, size, size, DONTUNMAP),
-            ("EINVAL",),
-        ),
-        RefusedCall(
-            "mremap-dontunmap-of-another-length",
-            lambda arena, addr, size: syscalls.mremap(addr, size, size * 2, MAYMOVE | DONTUNMAP),
-            ("EINVAL",),
-        ),
-        RefusedCall("mmap-neither-private-nor-shared", _mmap(_RW, 0x20), ("EINVAL",)),
-        RefusedCall("mmap-no-file", _mmap(_RW, syscalls.MAP_PRIVATE, _BAD_FD), ("EBADF",)),
-        RefusedCall(
-            "mmap-of-unaligned-offset", _mmap(_RW, syscalls.MAP_PRIVATE, 0, PAGE // 2), ("EINVAL",)
-        ),
-        RefusedCall("mmap-of-a-folder", _on("/", os.O_RDONLY, 1, 2), ("ENODEV",)),
-        RefusedCall(
-            "mmap-writable-of-a-file-open-to-read",
-            _on("/proc/self/exe", os.O_RDONLY, _RW, syscalls.MAP_SHARED),
-            ("EACCES",),
-        ),
-        RefusedCall(
-            "mmap-of-a-file-open-to-write",
-            _on("/dev/zero", os.O_WRONLY, 1, syscalls.MAP_PRIVATE),
-            ("EACCES",),
-        ),
-        RefusedCall(
-            "mmap-of-an-unknown-flag-that-is-checked",
-            _on("/proc/self/exe", os.O_RDONLY, 1, syscalls.MAP_SHARED_VALIDATE | 1 << 25),
-            ("EOPNOTSUPP", "ENOTSUP"),
-        ),
-    )
-}
-
-
-def differences_of_refused(arena: Arena, call: RefusedCall, first: int, count: int) -> list[str]:
-    """Make the call; what differs from its being refused and everything as it was, a line each."""
-    expected = Expectation(frozenset(call.answers), [dict(arena.pages)], untouched=True)
-    before = arena.look()
-    answer = syscalls.outcome(call.make, arena, arena.at(first), count * arena.unit)
-    return arena.compare(expected, answer, before)
-
-
 def differences_after(
-    arena: Arena, call: RangeCall, request: Request, room: int | None = None, permitted: bool = True
+    arena: Arena,
+    call: RangeCall,
+    request: Request,
+    under: AbstractContextManager[None] = _NOTHING,
+    room: int | None = None,
+    permitted: bool = True,
 ) -> list[str]:
-    """Make the call; what differs from what the model expects of it, a line each."""
+    """Make the call ``under`` some limit; what differs from what the model expects, a line each."""
     model = FailingCalls(dict(arena.pages), arena.base, arena.unit, kernel_has, room, permitted)
     expected = model.expect(call.rule, request)
     before = arena.look()
-    answer = syscalls.outcome(call.make, request)
+    with under:
+        answer = syscalls.outcome(call.make, request)
+    return arena.compare(expected, answer, before)
+
+
+def differences_when_refused(
+    arena: Arena, call: RangeCall, request: Request, under: AbstractContextManager[None]
+) -> list[str]:
+    """The same where the call can only be refused for want of memory, with nothing changed."""
+    answers = {"EAGAIN"} if call.rule == "madvise" else {"ENOMEM"}
+    expected = Expectation(frozenset(answers), [dict(arena.pages)], untouched=True)
+    before = arena.look()
+    with under:
+        answer = syscalls.outcome(call.make, request)
     return arena.compare(expected, answer, before)

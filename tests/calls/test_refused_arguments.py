@@ -5,13 +5,14 @@ import pytest
 
 from helpers.model.arena import arena
 from helpers.model.failing_table import (
+    ALIGNED,
     ARGUMENTS,
+    INSIDE_A_HUGE_PAGE,
     RANGE_CALLS,
-    REFUSED,
     differences_after,
-    differences_of_refused,
 )
-from helpers.model.page_state import COUNT, FIRST
+from helpers.model.page_state import COUNT, FIRST, KINDS
+from helpers.model.refused_calls import REFUSED, REFUSED_LATE, differences_of_refused
 from helpers.pytest_plugin.parametrize import by_row
 
 pytestmark = [pytest.mark.share_process, pytest.mark.needs("smaps-flags", "lock:32")]
@@ -40,13 +41,44 @@ def test_wrong_number_changes_nothing(call, argument):
         assert differences_after(memory, call, request) == []
 
 
-@pytest.mark.parametrize("lock", LOCKS)
-@by_row(REFUSED.values())
+def refused():
+    """Each call that is always refused, in each state of lock that its memory can have."""
+    for call in REFUSED:
+        needs = (*call.needs, *KINDS[call.kind].needs)
+        marks = [pytest.mark.needs(*needs)] if needs else []
+        for name in LOCKS if KINDS[call.kind].lock == "yes" else ["unlocked"]:
+            yield pytest.param(call, LOCKS[name], id=f"{call.id}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("call", "lock"), list(refused()))
 @pytest.mark.source("mmap(2)", "mremap(2)", "mprotect(2)", "madvise(2)", "mlock2(2)", "msync(2)")
 def test_wrong_argument_changes_nothing(call, lock):
     """A call with an argument that it must refuse says so, and everything is as it was, whatever
     the memory's lock."""
-    with arena("private") as memory:
-        memory.lock_all(LOCKS[lock])
+    with arena(call.kind) as memory:
+        memory.lock_all(lock)
         memory.make_target()
         assert differences_of_refused(memory, call, FIRST + 1, COUNT - 2) == []
+
+
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
+@by_row(REFUSED_LATE)
+@pytest.mark.source("mmap(2) ERRORS", "mm/mmap.c mmap_region", "mm/vma.c __mmap_region")
+def test_mapping_refused_by_its_file(call, lock):
+    """MAP_FIXED that the file refuses leaves the old mapping, or nothing in its place; its
+    neighbours keep lock, pages and contents, and VmLck is the sum of what is locked."""
+    with arena("private") as memory:
+        memory.lock_all(lock)
+        assert differences_of_refused(memory, call, FIRST + 1, COUNT - 2) == []
+
+
+@pytest.mark.parametrize("where", INSIDE_A_HUGE_PAGE)
+@by_row(ALIGNED)
+@pytest.mark.needs("hugetlb-mapping")
+@pytest.mark.source("munmap(2)", "mprotect(2)", "mm/hugetlb.c hugetlb_vm_op_split")
+def test_range_that_cuts_a_huge_page(call, where):
+    """A range that begins or ends inside of a huge page is refused with EINVAL by what would have
+    to split its VMA, and changes nothing; the others take it as it is."""
+    with arena("hugetlb") as memory:
+        request = INSIDE_A_HUGE_PAGE[where](call.request(memory, FIRST + 1, COUNT - 2))
+        assert differences_after(memory, call, request) == []
