@@ -110,9 +110,8 @@ def _remap_file_pages(r: Request) -> None:
 ADVICE = {
     name.lower(): getattr(syscalls, f"MADV_{name}")
     for name in (
-        "RANDOM", "WILLNEED", "DONTNEED", "FREE", "REMOVE", "DONTFORK", "DONTDUMP", "WIPEONFORK",
-        "COLD", "PAGEOUT", "POPULATE_READ", "POPULATE_WRITE", "DONTNEED_LOCKED", "GUARD_INSTALL",
-        "GUARD_REMOVE",
+        "WILLNEED", "DONTNEED", "FREE", "REMOVE", "DONTFORK", "WIPEONFORK", "COLD", "PAGEOUT",
+        "POPULATE_READ", "POPULATE_WRITE", "DONTNEED_LOCKED", "GUARD_INSTALL",
     )
 }  # fmt: skip
 _ADVICE_NEEDS = {
@@ -122,7 +121,6 @@ _ADVICE_NEEDS = {
     "populate_write": ("populate",),
     "dontneed_locked": ("dontneed-locked",),
     "guard_install": ("guard",),
-    "guard_remove": ("guard",),
 }
 _UNLOCKED_TOO = ("dontneed", "free", "remove", "cold", "pageout", "guard_install")
 
@@ -182,13 +180,10 @@ RANGE_CALLS = {
 SEVERAL_VMAS = tuple(
     RANGE_CALLS[name]
     for name in (
-        "mlock", "onfault", "munlock", "mprotect-none", "mprotect-r", "mprotect-rw",
-        "madvise-willneed", "madvise-dontneed", "madvise-dontneed-unlocked",
+        "mlock", "onfault", "munlock", "mprotect-none", "mprotect-rw", "madvise-dontneed-unlocked",
         "madvise-free-unlocked", "madvise-remove-unlocked", "madvise-cold-unlocked",
-        "madvise-pageout-unlocked", "madvise-wipeonfork", "madvise-populate_read",
-        "madvise-populate_write", "madvise-dontneed_locked", "mremap-fixed",
-        "mremap-fixed-unlocked", "mremap-fixed-grow", "mremap-shrink", "munmap", "mseal",
-        "msync-invalidate", "msync-invalidate-unlocked", "mincore", "map-fixed",
+        "madvise-wipeonfork", "madvise-populate_write", "madvise-dontneed_locked", "mremap-fixed",
+        "mremap-fixed-grow", "mremap-shrink", "munmap", "mseal", "msync-invalidate-unlocked",
         "map-fixed-locked",
     )
 )  # fmt: skip
@@ -205,15 +200,26 @@ SPLITTING = tuple(
     RANGE_CALLS[name]
     for name in (
         "onfault-of-locked", "mprotect-none", "mprotect-r-of-onfault", "madvise-dontfork",
-        "madvise-dontdump", "munmap", "munmap-of-onfault", "mremap-fixed", "mremap-shrink", "mseal",
+        "munmap", "munmap-of-onfault", "mremap-fixed", "mremap-shrink", "mseal",
         "map-fixed", "map-fixed-locked",
     )
 )  # fmt: skip
 """What splits a VMA when it is made on the middle of one."""
+WRONG_NUMBERS = tuple(
+    RANGE_CALLS[name]
+    for name in (
+        "mprotect-r", "mprotect-r-of-onfault", "pkey_mprotect-r", "madvise-dontneed_locked",
+        "madvise-dontneed-unlocked", "munmap", "munmap-of-onfault", "map-fixed", "map-fixed-locked",
+        "map-noreplace", "mseal", "msync-invalidate", "mincore", "mremap-fixed",
+        "mremap-fixed-of-onfault", "mremap-fixed-grow", "mremap-duplicate", "mremap-shrink",
+    )
+)  # fmt: skip
+"""What is made with each of :data:`ARGUMENTS`."""
 ALIGNED = tuple(
     RANGE_CALLS[name]
     for name in ("mprotect-r", "madvise-dontfork", "munmap", "mseal", "munlock", "msync-invalidate")
 )
+"""What is made on a range that cuts a huge page: four that have to split its VMA, two that not."""
 _ON_PAGES = ("mprotect", "madvise", "munmap", "map_over", "noreplace", "mseal", "msync", "mincore")
 ARGUMENTS: dict[str, tuple[tuple[str, ...], Callable[[Request], Request]]] = {
     "unaligned": ((*_ON_PAGES, "mremap"), lambda r: replace(r, start=r.start + PAGE // 2)),
@@ -256,7 +262,6 @@ OBSTACLES = {
         *(_of_kind(k) for k in ("file-readonly", "secret", "ring", "droppable", "registered")),
         Obstacle("sealed", Arena.seal, ("mseal",)),
         Obstacle("inaccessible", lambda arena, at, n: arena.protect(at, n, "none")),
-        Obstacle("read-only", lambda arena, at, n: arena.protect(at, n, "r")),
         Obstacle("locked", lambda arena, at, n: arena.lock(at, n, "lo"), lock="lo"),
         Obstacle("locked-onfault", lambda arena, at, n: arena.lock(at, n, "lo lf"), lock="lo lf"),
         Obstacle("unlocked", lambda arena, at, n: arena.lock(at, n, ""), lock=""),

@@ -8,7 +8,7 @@ from helpers.model.failing_table import (
     ALIGNED,
     ARGUMENTS,
     INSIDE_A_HUGE_PAGE,
-    RANGE_CALLS,
+    WRONG_NUMBERS,
     differences_after,
 )
 from helpers.model.page_state import COUNT, FIRST, KINDS
@@ -16,12 +16,12 @@ from helpers.model.refused_calls import REFUSED, REFUSED_LATE, differences_of_re
 from helpers.pytest_plugin.parametrize import by_row
 
 pytestmark = [pytest.mark.share_process, pytest.mark.needs("smaps-flags", "lock:32")]
-LOCKS = {"unlocked": "", "locked": "lo", "onfault": "lo lf"}
+LOCKS = {"locked": "lo", "onfault": "lo lf"}
 
 
 def rows():
     """Each call with each number that is wrong for it."""
-    for call in RANGE_CALLS.values():
+    for call in WRONG_NUMBERS:
         for name, (rules, _) in ARGUMENTS.items():
             if call.rule in rules:
                 marks = [pytest.mark.needs(*call.needs)] if call.needs else []
@@ -46,8 +46,9 @@ def refused():
     for call in REFUSED:
         needs = (*call.needs, *KINDS[call.kind].needs)
         marks = [pytest.mark.needs(*needs)] if needs else []
-        for name in LOCKS if KINDS[call.kind].lock == "yes" else ["unlocked"]:
-            yield pytest.param(call, LOCKS[name], id=f"{call.id}-{name}", marks=marks)
+        for name, lock in LOCKS.items():
+            if KINDS[call.kind].lock == "yes" or name == "locked":
+                yield pytest.param(call, lock, id=f"{call.id}-{name}", marks=marks)
 
 
 @pytest.mark.parametrize(("call", "lock"), list(refused()))

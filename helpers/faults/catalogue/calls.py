@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from helpers import syscalls
+from helpers.faults.catalogue import failing_calls
 from helpers.faults.catalogue.common import LOCKS, both_locks, knowing_future
 from helpers.faults.effects import conditions, lifetime, requests
 from helpers.faults.fault import Fault
@@ -465,4 +466,5 @@ FAULTS = (
         "skipped",
         {"mincore": requests.fail_with("ENOMEM", lambda c: c.args[1] == syscalls.PAGE)},
     ),
+    *failing_calls.FAULTS,
 )
