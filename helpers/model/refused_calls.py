@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from helpers import syscalls
 from helpers.memory import files
 from helpers.memory.region import Region
-from helpers.memory.sysv_segment import create_segment
 from helpers.model.arena import Arena
 from helpers.model.failing_calls import Expectation
 from helpers.model.page_state import TARGET
@@ -91,11 +90,11 @@ def _attach(shift: int) -> MakeCall:
     """shmat where something is mapped, without SHM_REMAP."""
 
     def make(arena: Arena, addr: int, size: int) -> None:
-        segment = create_segment(1)
+        number = sysv.shmget(syscalls.IPC_PRIVATE, PAGE, syscalls.IPC_CREAT | 0o600)
         try:
-            sysv.shmat(segment.id, addr + shift, 0)
+            sysv.shmat(number, addr + shift, 0)
         finally:
-            sysv.shmdt(segment.region.addr)
+            sysv.shmctl(number, syscalls.IPC_RMID, None)
 
     return make
 

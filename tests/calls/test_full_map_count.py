@@ -12,6 +12,7 @@ from helpers.model.failing_table import SPLITTING, differences_when_refused
 from helpers.syscalls import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PAGE, PROT_READ
 
 FIRST, COUNT = 5, 6
+SPARE = 8
 
 
 class Filling:
@@ -35,8 +36,8 @@ class Filling:
 
     def relieve(self):
         """Give some back."""
-        syscalls.munmap(self.start, 64 * PAGE)
-        self.start += 64 * PAGE
+        syscalls.munmap(self.start, SPARE * PAGE)
+        self.start += SPARE * PAGE
         while self.single:
             syscalls.munmap(self.single.pop(), PAGE)
 
@@ -52,12 +53,15 @@ def full(filling):
 
 
 @pytest.mark.needs("smaps-flags", "lock:32", "map-count")
+@pytest.mark.deadline(300)
 @pytest.mark.own_process
 @pytest.mark.source("Documentation/admin-guide/sysctl/vm.rst max_map_count", "munmap(2) ENOMEM")
 def test_split_that_the_map_count_forbids():
     """With vm.max_map_count VMAs, a call that would have to split one gives ENOMEM (madvise
     EAGAIN) and changes nothing: no lock, no count, no page, no byte."""
     filling = Filling()
+    with full(filling):
+        pass
     found = {}
     for call in SPLITTING:
         with arena("private") as memory:

@@ -7,7 +7,6 @@ from helpers import syscalls
 from helpers.faults.call import Effect
 from helpers.faults.catalogue.common import LOCKS, on_reads
 from helpers.faults.effects import accounting, refusals, requests
-from helpers.faults.effects.conditions import has_hole
 from helpers.faults.fault import Fault
 
 CHAPTER = "calls"
@@ -34,7 +33,7 @@ FAULTS = (
         CHAPTER,
         "a call on a range that is refused unlocks the range",
         "side-effect",
-        _on(_RANGES, refusals.unlocks()),
+        _on(_RANGES, refusals.unlocks),
     ),
     Fault(
         "refused-call-miscounts",
@@ -83,7 +82,7 @@ FAULTS = (
         CHAPTER,
         "mprotect over a hole changes nothing before it",
         "skipped",
-        {"mprotect": requests.fail_with("ENOMEM", has_hole)},
+        {"mprotect": requests.fail_with("ENOMEM", refusals.locked_hole)},
     ),
     Fault(
         "mprotect-hole-changes-beyond",
@@ -157,9 +156,9 @@ FAULTS = (
     Fault(
         "shmat-replaces",
         CHAPTER,
-        "shmat without SHM_REMAP replaces what is there",
+        "shmat at an address, without SHM_REMAP, replaces what is there",
         "argument",
-        {"shmat": requests.set_bits(2, _SHM_REMAP)},
+        {"shmat": requests.replace(2, lambda v: v | _SHM_REMAP, lambda c: c.args[1] != 0)},
     ),
     Fault(
         "split-failure-miscounts",

@@ -17,6 +17,11 @@ def overflows(call: Call) -> bool:
     return call.args[0] + call.args[1] > syscalls.ULONG_MAX
 
 
+def locked_hole(call: Call) -> bool:
+    """The range has a page that is not mapped, and something is locked."""
+    return call.vmlck > 0 and has_hole(call)
+
+
 def empty(call: Call) -> bool:
     """The range has no byte."""
     return call.args[1] == 0
@@ -48,26 +53,20 @@ def _always(call: Call) -> bool:
     return True
 
 
-def unlocks(*names: str, when: CallPredicate = _always) -> Effect:
-    """Refused with one of these errors (any, if none is named), it unlocks its range."""
-
-    def effect(call: Call) -> EffectSteps:
-        parts = call.locked(*_asked(call)) if when(call) else []
-        result = yield
-        if result < 0 and (not names or any(map(call.failed, names))):
-            for start, end, _ in parts:
-                call.inject("munlock", start, end - start)
-
-    return effect
+def unlocks(call: Call) -> EffectSteps:
+    """Refused, it unlocks its range."""
+    result = yield
+    if result < 0:
+        for start, end, _ in call.locked(*_asked(call)):
+            call.inject("munlock", start, end - start)
 
 
 def drops(*names: str, when: CallPredicate = _always) -> Effect:
     """Refused with one of these errors, it drops the pages of what is locked in its range."""
 
     def effect(call: Call) -> EffectSteps:
-        acts = when(call)
         result = yield
-        if acts and result < 0 and any(map(call.failed, names)):
+        if result < 0 and any(map(call.failed, names)) and when(call):
             for start, end, _ in call.locked(*_asked(call)):
                 call.inject("madvise", start, end - start, syscalls.MADV_DONTNEED_LOCKED)
 
@@ -78,9 +77,8 @@ def miscounts(size: Callable[[Call], int], *names: str, when: CallPredicate = _a
     """Refused with one of these errors (any, if none is named), it changes VmLck."""
 
     def effect(call: Call) -> EffectSteps:
-        acts = when(call)
         result = yield
-        if acts and result < 0 and (not names or any(map(call.failed, names))):
+        if result < 0 and (not names or any(map(call.failed, names))) and when(call):
             call.skew_vmlck(size(call))
 
     return effect
@@ -122,8 +120,7 @@ def target_unmapped(call: Call) -> EffectSteps:
 def protects_beyond(call: Call) -> EffectSteps:
     """mprotect goes on behind a hole."""
     low, high = call.range
-    hole = call.hole()
-    rest = [v for v in call.vmas(hole, high) if hole] if hole else []
+    rest = call.vmas(call.hole(), high) if locked_hole(call) else []
     yield
     if call.failed("ENOMEM"):
         for vma in rest:
@@ -134,8 +131,7 @@ def protects_beyond(call: Call) -> EffectSteps:
 def hole_unlocks(call: Call) -> EffectSteps:
     """mprotect over a hole unlocks what it has changed."""
     low, _ = call.range
-    hole = call.hole()
-    parts = call.locked(low, hole) if hole > low else []
+    parts = call.locked(low, call.hole()) if locked_hole(call) else []
     yield
     if call.failed("ENOMEM"):
         for start, end, _ in parts:
