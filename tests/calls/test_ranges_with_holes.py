@@ -37,6 +37,9 @@ def differences_over_hole(call, hole, kind="private"):
 @by_hole
 @by_row(PROTECT_CALLS)
 @pytest.mark.source("mprotect(2) ERRORS", "mm/mprotect.c do_mprotect_pkey")
+@pytest.mark.detects(
+    "mprotect-hole-changes-nothing", "mprotect-hole-changes-beyond", "mprotect-hole-drops-lock"
+)
 def test_protection_is_changed_up_to_the_hole(call, hole):
     """mprotect over a hole gives ENOMEM: the pages before the hole have the new protection,
     those behind the old; locks, VmLck, pages and contents are as before."""
@@ -46,6 +49,7 @@ def test_protection_is_changed_up_to_the_hole(call, hole):
 @pytest.mark.parametrize("hole", ["start", "middle"])
 @by_row(ADVICE_CALLS)
 @pytest.mark.source("madvise(2) ERRORS", "mm/madvise.c madvise_walk_vmas")
+@pytest.mark.detects("madvise-hole-ends", "madvise-locked-dropped-first")
 def test_advice_is_followed_on_both_sides_of_the_hole(call, hole):
     """madvise over a hole gives ENOMEM when it has been followed wherever memory is mapped;
     population ends at the hole, and what may not be done to locked memory is refused before."""
@@ -55,6 +59,7 @@ def test_advice_is_followed_on_both_sides_of_the_hole(call, hole):
 @by_hole
 @by_row(MOVE_CALLS)
 @pytest.mark.source("mremap(2) ERRORS", "mm/mremap.c")
+@pytest.mark.detects("mremap-refused-unlocks", "refused-mremap-unmaps-target")
 def test_nothing_is_moved_across_a_hole(call, hole):
     """mremap of a range with a hole gives EFAULT and leaves source and target, their locks
     and their contents; from 6.17 on it moves each VMA of the range with its lock."""
@@ -64,6 +69,7 @@ def test_nothing_is_moved_across_a_hole(call, hole):
 @pytest.mark.parametrize("hole", ["start", "middle", "end"])
 @by_row(OTHER_CALLS)
 @pytest.mark.source("munmap(2)", "mseal(2)", "msync(2)", "mincore(2)", "mm/mseal.c", "mm/msync.c")
+@pytest.mark.detects("msync-hole-hides-lock", "noreplace-replaces")
 def test_hole_ends_a_call_or_does_not(call, hole):
     """munmap takes away what there is; mseal and mincore give ENOMEM, mmap that may not replace
     EEXIST, and do nothing; msync finds locked memory (EBUSY) behind a hole too."""

@@ -30,6 +30,7 @@ def rows():
 
 @pytest.mark.parametrize(("call", "argument"), list(rows()))
 @pytest.mark.source("mprotect(2)", "madvise(2)", "mremap(2)", "munmap(2)", "msync(2)", "mseal(2)")
+@pytest.mark.detects("wrapped-length-accepted", "unaligned-start-rounded", "empty-range-einval")
 def test_wrong_number_changes_nothing(call, argument):
     """A call whose address or length is wrong is refused as its manual says, and everything is as
     it was."""
@@ -53,6 +54,10 @@ def refused():
 
 @pytest.mark.parametrize(("call", "lock"), list(refused()))
 @pytest.mark.source("mmap(2)", "mremap(2)", "mprotect(2)", "madvise(2)", "mlock2(2)", "msync(2)")
+@pytest.mark.detects(
+    "refused-call-unlocks", "refused-call-miscounts", "refused-call-drops-pages",
+    "refused-map-fixed-unmaps", "shmat-replaces",
+)  # fmt: skip
 def test_wrong_argument_changes_nothing(call, lock):
     """A call with an argument that it must refuse says so, and everything is as it was, whatever
     the memory's lock."""
@@ -65,6 +70,7 @@ def test_wrong_argument_changes_nothing(call, lock):
 @pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
 @by_row(REFUSED_LATE)
 @pytest.mark.source("mmap(2) ERRORS", "mm/mmap.c mmap_region", "mm/vma.c __mmap_region")
+@pytest.mark.detects("refused-map-fixed-keeps-count")
 def test_mapping_refused_by_its_file(call, lock):
     """MAP_FIXED that the file refuses leaves the old mapping, or nothing in its place; its
     neighbours keep lock, pages and contents, and VmLck is the sum of what is locked."""
@@ -77,6 +83,7 @@ def test_mapping_refused_by_its_file(call, lock):
 @by_row(ALIGNED)
 @pytest.mark.needs("hugetlb-mapping")
 @pytest.mark.source("munmap(2)", "mprotect(2)", "mm/hugetlb.c hugetlb_vm_op_split")
+@pytest.mark.detects("huge-page-cut-accepted")
 def test_range_that_cuts_a_huge_page(call, where):
     """A range that begins or ends inside of a huge page is refused with EINVAL by what would have
     to split its VMA, and changes nothing; the others take it as it is."""
