@@ -34,6 +34,8 @@ KERNEL_DIFFERENCES = {
     "populate-passes-holes": "MADV_POPULATE goes on behind a hole, and says ENOMEM at the end "
     "(seen on 6.1)",
     "mremap-moves-several": "mremap moves several VMAs at once, holes between them too (from 6.17)",
+    "mremap-looks-late": "mremap shrinks or unmaps before it sees that nothing is at its source "
+    "(to 5.15)",
     "secret-is-locked": "secret memory is lo and counts in VmLck (5.14 to 7.1)",
     "marks-by-population": "a lock marks pages PG_mlocked as it populates, so not where it fails "
     "before that (to 5.17)",

@@ -33,6 +33,7 @@ def kernel_has(name: str) -> bool:
         "populate-passes-holes": _populate_passes_holes,
         "marks-by-population": _marks_by_population,
         "mremap-moves-several": _mremap_moves_several,
+        "mremap-looks-late": _mremap_looks_late,
         "secret-is-locked": _secret_is_locked,
     }[name]()
 
@@ -71,6 +72,13 @@ def _mremap_moves_several() -> bool:
         return seen == "ok"
     finally:
         syscalls.munmap(addr, 4 * PAGE)
+
+
+def _mremap_looks_late() -> bool:
+    addr = syscalls.mmap(0, 2 * PAGE)
+    syscalls.munmap(addr, 2 * PAGE)
+    seen = syscalls.outcome(syscalls.mremap, addr, 2 * PAGE, PAGE)
+    return seen == "ok" and kernel_version.version() < (5, 16, 0)  # 550a7d60bd5e
 
 
 def _secret_is_locked() -> bool:

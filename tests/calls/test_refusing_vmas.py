@@ -26,7 +26,9 @@ def rows():
 
 @pytest.mark.parametrize(("call", "obstacle"), list(rows()))
 @pytest.mark.source("mm/mprotect.c", "mm/madvise.c", "mm/mremap.c", "mm/mseal.c", "mm/mlock.c")
-@pytest.mark.detects("failed-population-drops-pages", "madvise-locked-dropped-first")
+@pytest.mark.detects(
+    "failed-population-drops-pages", "madvise-locked-dropped-first", "madvise-several-vmas-einval"
+)
 def test_range_with_one_unlike_vma(call, obstacle):
     """A call over three VMAs of which the second is of another kind or state does what the manual
     says of each, up to the one that refuses; locks, VmLck, pages and contents are right."""

@@ -113,6 +113,13 @@ FAULTS = (
         {"madvise": refusals.dropped_first},
     ),
     Fault(
+        "madvise-several-vmas-einval",
+        CHAPTER,
+        "madvise of several VMAs gives EINVAL",
+        "skipped",
+        {"madvise": requests.fail_with("EINVAL", lambda c: len(c.vmas(*c.range)) > 1)},
+    ),
+    Fault(
         "msync-hole-hides-lock",
         CHAPTER,
         "msync(MS_INVALIDATE) over a hole does not report that memory is locked",
