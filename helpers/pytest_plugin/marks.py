@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -30,16 +31,21 @@ def mark_texts(item: pytest.Item, marker: str) -> list[str]:
     return found
 
 
-def statement(item: pytest.Item) -> str:
-    """The behaviour a case proves: the first paragraph of its docstring, in one line."""
-    text = (getattr(item, "obj", None) and item.obj.__doc__) or ""  # type: ignore[attr-defined]
+def _first_paragraph(documented: Any) -> str:
+    text = (documented and documented.__doc__) or ""
     return " ".join(text.strip().split("\n\n")[0].split())
 
 
+def statement(item: pytest.Item) -> str:
+    """The behaviour a case proves: the first paragraph of its docstring, in one line."""
+    return _first_paragraph(getattr(item, "obj", None))
+
+
 def describe_item(item: pytest.Item) -> None:
-    """Statement, chapter, sources and claims travel with every report (JUnit, workers)."""
+    """Statement, chapter, subject, sources and claims travel with every report (JUnit, workers)."""
     item.user_properties.append(("chapter", item.path.parent.name))
     item.user_properties.append(("statement", statement(item)))
+    item.user_properties.append(("subject", _first_paragraph(getattr(item, "module", None))))
     for name in ("source", "claim", "detects"):
         if texts := mark_texts(item, name):
             item.user_properties.append((name, "; ".join(texts)))

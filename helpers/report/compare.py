@@ -27,9 +27,9 @@ CHANGE_KINDS = (
     "broken", "no longer verified", "deviates now", "mended", "newly verified", "gone", "new",
     "other",
 )  # fmt: skip
-_CODES = (None, *Verdict)
+CODES = (None, *Verdict)
 """A verdict by the number that stands for it in a column; 0: not in that result."""
-_NUMBERS = {verdict: number for number, verdict in enumerate(_CODES)}
+_NUMBERS = {verdict: number for number, verdict in enumerate(CODES)}
 _VERIFIED = _NUMBERS[Verdict.VERIFIED]
 
 
@@ -122,7 +122,7 @@ class Matrix:
         columns, places = self.verdicts(), self.places
         for name in sorted(places):
             place = places[name]
-            yield place, Row(name, tuple([_CODES[column[place]] for column in columns]))
+            yield place, Row(name, tuple([CODES[column[place]] for column in columns]))
 
     @property
     def lost(self) -> bool:
@@ -135,7 +135,7 @@ class Matrix:
         columns = self.verdicts()
         return sorted(
             (
-                Row(name, tuple(_CODES[number] for number in cells))
+                Row(name, tuple(CODES[number] for number in cells))
                 for name, *cells in zip(self.places, *columns)
                 if len({*cells}) > 1
             ),
@@ -167,7 +167,7 @@ class Matrix:
         for column in self.columns:
             table: dict[str, Counter[str]] = {}
             for (chapter, number), count in Counter(zip(rooms, column.verdicts)).items():
-                if verdict := _CODES[number]:
+                if verdict := CODES[number]:
                     letter = "" if verdict is Verdict.VERIFIED else fold.get(verdict, "N")
                     for each in (chapter, "total"):
                         table.setdefault(each, Counter())[letter] += count
@@ -231,7 +231,7 @@ def compare_pair(matrix: Matrix) -> Comparison:
     found = Comparison(before, after, matrix.lost, len(matrix.places) - absent)
     for place, (name, was, now) in enumerate(zip(matrix.places, *both)):
         if was != now:
-            old, new = _CODES[was], _CODES[now]
+            old, new = CODES[was], CODES[now]
             reason = after.reasons.get(place) or before.reasons.get(place, "")
             found.changes.append(Change(change_kind(old, new) or "", name, old, new, reason))
         if was and now:

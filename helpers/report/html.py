@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""One self-contained page of one result or several: no script, no network, prints well.
+"""One self-contained page of one result or several: what these kernels do, to be looked up.
 
-Needs the optional group ``report`` (Jinja2, for structure and escaping). The pictures are SVG
-by the template itself: a run has some 400 of them, which took matplotlib 65 to 95 ms and 14 kB
-each, this 0.3 ms and 2 kB, and they take the page's own colours, light and dark.
+Needs the optional group ``report`` (Jinja2). Everything is in the markup, so that it serves without
+its script too, and prints; the script (page.js) searches, filters and draws. It asks no network.
+With the script a picture is parsed when it comes into view: it stands in a ``noscript``, which is
+mere text until then.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,21 +22,12 @@ import jinja2
 import markupsafe
 
 from helpers.report import detection_matrix
+from helpers.report.behaviours_html import CALLS, CLASSES, LETTERS, MARKS, Behaviours, cited
 from helpers.report.compare import Matrix
 from helpers.report.ktap import printable
-from helpers.report.pictures import draw
+from helpers.report.pictures import svg
 from helpers.report.result import Result
 from helpers.report.verdicts import Verdict
-
-CLASSES = {
-    Verdict.VERIFIED: "ok", Verdict.DEVIATES: "dev", Verdict.FAILED: "bad", Verdict.BROKEN: "bad",
-    Verdict.INCONCLUSIVE: "dim", Verdict.NOT_VERIFIED: "dim",
-    Verdict.NOT_RUN: "dim",
-}  # fmt: skip
-MARKS = {
-    Verdict.VERIFIED: "✓", Verdict.DEVIATES: "≠", Verdict.FAILED: "✗", Verdict.BROKEN: "!",
-    Verdict.INCONCLUSIVE: "?", Verdict.NOT_VERIFIED: "·", Verdict.NOT_RUN: "-",
-}  # fmt: skip
 
 
 def _visible(value: object) -> object:
@@ -95,14 +87,32 @@ def _sensitivity(result: Result) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A behaviour that the page tells more of than its verdict."""
+_DEVIATION = re.compile(
+    r"([\w-]+): (.*); expected: (.*) \(([^()]*(?:\([^()]*\)[^()]*)*)\)", re.DOTALL
+)
 
-    result: Result
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure with all that is known of it."""
+
+    label: str
     behaviour: Any
     """As :meth:`Result.rows` has it."""
-    pictures: list[dict[str, Any]]
+    pictures: list[markupsafe.Markup]
+    anchor: str
+
+
+@dataclass
+class Deviation:
+    """A known deviation, as the reasons of its cases say it."""
+
+    name: str
+    actual: str
+    expected: str
+    where: str
+    kernels: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many behaviours show it, by kernel."""
 
 
 class Page:
@@ -111,57 +121,55 @@ class Page:
     def __init__(self) -> None:
         self.results: list[Result] = []
         self._matrix = Matrix()
-        self._statements: list[str] = []
+        self._behaviours = Behaviours(self._matrix)
         self._chapters: dict[str, list[Counter[Verdict]]] = {}
-        self._shown: list[Shown] = []
+        self._failures: list[Failure] = []
+        self._deviations: dict[str, Deviation] = {}
+        self._lacking: dict[tuple[str, str, str], list[str]] = {}
 
     def add(self, result: Result) -> None:
         """Take a result. Raises Unreadable for a run that is in it already, or is empty."""
         self._matrix.add(result)
-        places, statements = self._matrix.places, self._statements
-        statements.extend([""] * (len(places) - len(statements)))
-        known: dict[str, str] = {}
-        last = ""  # the cases of one function stand together
+        column = len(self.results)
         for row in result.rows():
-            place = places[row.id]
-            if statements[place] != row.statement:
-                last = statements[place] = last if row.statement == last else row.statement
             counts = self._chapters.setdefault(row.chapter or "other", [])
-            while len(counts) <= len(self.results):
+            while len(counts) <= column:
                 counts.append(Counter())
             counts[-1][row.verdict] += 1
-            if row.verdict != Verdict.VERIFIED or row.series:
-                drawn = [p for p in map(draw, row.series) if p]
+            failed = row.verdict in {Verdict.FAILED, Verdict.BROKEN}
+            self._behaviours.add(row, column)
+            if row.verdict == Verdict.VERIFIED and not row.series:
+                continue
+            drawn = [p for p in (svg(s, row.statement or row.id) for s in row.series) if p]
+            if failed:
+                anchor = f"failure-{len(self._failures) + 1}"
+                self._behaviours.lead(row.id, column, anchor)
+                marked = [markupsafe.Markup(p) for p in drawn]
                 row.series = ()
-                for name in ("chapter", "statement", "source", "claims", "reason", "detail"):
-                    setattr(row, name, known.setdefault(getattr(row, name), getattr(row, name)))
-                self._shown.append(Shown(result, row, drawn))
+                self._failures.append(Failure(result.label, row, marked, anchor))
+            elif drawn:
+                self._behaviours.draw(row.id, column, drawn)
+            if row.verdict == Verdict.DEVIATES:
+                self._deviate(row, result.label)
+            elif not failed and row.verdict != Verdict.VERIFIED:
+                key = (result.label, row.verdict, row.detail or row.reason)
+                self._lacking.setdefault(key, []).append(row.id)
         # The file's text is in memory as long as its rows are.
         self.results.append(dataclasses.replace(result, encoded=()))
 
-    def _of(self, *verdicts: Verdict) -> list[Shown]:
-        return [each for each in self._shown if each.behaviour.verdict in verdicts]
+    def _deviate(self, row: Any, label: str) -> None:
+        said = row.detail or row.reason
+        found = self._deviations.get(said)
+        if found is None:
+            parts = _DEVIATION.fullmatch(said)
+            name, actual, expected, where = parts.groups() if parts else ("", said, "", "")
+            found = self._deviations[said] = Deviation(name, actual, expected, where)
+        found.kernels[label] = found.kernels.get(label, 0) + 1
 
-    def _grouped(self, *verdicts: Verdict) -> dict[tuple[str, str], list[Any]]:
-        """(kernel, reason) → the behaviours of which it is said, most first."""
-        found: dict[tuple[str, str], list[Any]] = {}
-        for each in self._of(*verdicts):
-            b = each.behaviour
-            found.setdefault((each.result.label, b.detail or b.reason), []).append(b)
-        return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
-
-    def _drawn(self) -> dict[str, list[Shown]]:
-        """Chapter → the behaviours that have something to draw."""
-        found: dict[str, list[Shown]] = {}
-        for each in self._shown:
-            if each.pictures:
-                found.setdefault(each.behaviour.chapter or "other", []).append(each)
-        return dict(sorted(found.items()))
-
-    def _rows(self) -> Iterator[tuple[str, str, tuple[Verdict | None, ...]]]:
-        """Every behaviour by id, its statement and its verdicts."""
-        for place, row in self._matrix.rows():
-            yield row.id, self._statements[place], row.verdicts
+    def _grouped(self, *verdicts: Verdict) -> list[tuple[str, str, list[str]]]:
+        """Kernel, reason and the behaviours of which it is said, most first."""
+        found = [(k, why, ids) for (k, v, why), ids in self._lacking.items() if v in verdicts]
+        return sorted(found, key=lambda group: -len(group[2]))
 
     def _counts(self, rows: Sequence[Counter[Verdict]]) -> list[Counter[Verdict]]:
         """Counts of a chapter in each result, also where the last ones do not have it."""
@@ -173,23 +181,31 @@ class Page:
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
             lstrip_blocks=True, finalize=_visible,
         )  # fmt: skip
+        environment.filters |= {"cited": cited, "anchor": self._behaviours.anchor}
         chapters = [(name, self._counts(rows)) for name, rows in sorted(self._chapters.items())]
-        source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+        tried = [found for r in self.results if (found := _sensitivity(r))]
+        folder = Path(__file__).parent
+        source, style, script = (
+            (folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+        )
         stream = environment.from_string(source).stream(
             results=self.results,
+            style=markupsafe.Markup(style),
+            script=markupsafe.Markup(script),
             verdicts=list(Verdict),
             classes=CLASSES,
             marks=MARKS,
+            letters=LETTERS,
+            calls=CALLS,
             chapters=chapters,
             totals=[sum(column, Counter()) for column in zip(*(rows for _, rows in chapters))],
-            rows=self._rows(),
-            once=functools.cache(lambda macro, value: macro(value)),
-            failures=self._of(Verdict.FAILED, Verdict.BROKEN),
-            deviations=self._grouped(Verdict.DEVIATES),
+            behaviours=self._behaviours.html([t["shown"] for t in tried]),
+            number=len(self._matrix.places),
+            failures=self._failures,
+            deviations=sorted(self._deviations.values(), key=lambda d: d.name),
             unverified=self._grouped(Verdict.NOT_VERIFIED, Verdict.INCONCLUSIVE),
             unrun=self._grouped(Verdict.NOT_RUN),
-            drawn=self._drawn(),
-            tried=[found for r in self.results if (found := _sensitivity(r))],
+            tried=tried,
         )
         stream.enable_buffering(1000)
         file.writelines(stream)

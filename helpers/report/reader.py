@@ -87,7 +87,7 @@ def _result() -> msgspec.json.Decoder[Any]:
 @functools.cache
 def _row() -> msgspec.json.Decoder[Any]:
     schema = _schema()["properties"]["behaviours"]["items"]
-    empty = {"string": "", "array": ()}
+    empty = {"string": "", "array": (), "integer": 0}
     fields = [
         (key, _type(inner, key))
         if key in schema["required"]

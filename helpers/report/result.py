@@ -59,6 +59,10 @@ def as_dict(behaviour: CaseResult) -> dict[str, Any]:
         "reason": truncate(behaviour.reason),
         "duration": round(behaviour.duration, 6),
     }
+    if behaviour.subject:
+        found["subject"] = behaviour.subject
+    if behaviour.line:
+        found["line"] = behaviour.line
     if behaviour.detail:
         found["detail"] = truncate(behaviour.detail)
     if behaviour.evidence:
@@ -202,7 +206,7 @@ class Result:
                 row.id, row.chapter, row.statement, row.source, row.claims,
                 Verdict(row.verdict), row.reason, row.duration, detail=row.detail,
                 evidence=[(e["title"], e["text"]) for e in row.evidence],
-                series=list(row.series),
+                series=list(row.series), subject=row.subject, line=row.line,
             )
             for row in self.rows()
         }  # fmt: skip

@@ -51,6 +51,10 @@ class CaseResult:
     notes: dict[str, str] = field(default_factory=dict)
     evidence: list[tuple[str, str]] = field(default_factory=list)
     series: list[dict[str, Any]] = field(default_factory=list)
+    subject: str = ""
+    """What its module is about."""
+    line: int = 0
+    """Of the case in its file, from 1; 0: unknown."""
 
 
 def not_run(node: str, properties: Iterable[tuple[str, object]] = ()) -> CaseResult:
@@ -58,7 +62,10 @@ def not_run(node: str, properties: Iterable[tuple[str, object]] = ()) -> CaseRes
     told = dict(properties)
     chapter = str(told.get("chapter") or PurePath(node.partition("::")[0]).parent.name)
     statement, source, claim = (str(told.get(key, "")) for key in ("statement", "source", "claim"))
-    return CaseResult(node, chapter, statement, source, claim, verdict=Verdict.NOT_RUN)
+    return CaseResult(
+        node, chapter, statement, source, claim, verdict=Verdict.NOT_RUN,
+        subject=str(told.get("subject", "")),
+    )  # fmt: skip
 
 
 def missing(behaviours: Iterable[CaseResult]) -> str:
@@ -104,6 +111,8 @@ def add_report(behaviours: dict[str, CaseResult], report: pytest.TestReport) -> 
     if found is None:
         found = behaviours[report.nodeid] = not_run(report.nodeid, report.user_properties)
     found.duration += report.duration
+    line = report.location[1]
+    found.line = 0 if line is None else line + 1
     found.notes |= {k: str(properties[k]) for k in ("mended", "known") if k in properties}
     judged = verdict_of(report)
     if judged and _RANK.index(judged[0]) >= _RANK.index(found.verdict):
