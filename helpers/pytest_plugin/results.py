@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from helpers.machine import kernel_version
 from helpers.pytest_plugin import machine_setup, requirements, signals, summary
-from helpers.report import ktap, result, tmt
+from helpers.report import github, ktap, result, tmt
 from helpers.report.verdicts import CaseResult
 
 FORMS: dict[str, Callable[[Iterable[CaseResult]], str]] = {
@@ -36,7 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("memlock-tests").addoption(
         "--report",
         metavar="DIR",
-        help="write result.json, result.ktap and results.yaml (tmt) into this folder",
+        help="write result.json, result.ktap and results.yaml (tmt) into this folder; in GitHub "
+        "Actions also the job's summary and annotations",
     )
 
 
@@ -150,6 +152,10 @@ class ResultPlugin:
             lambda p: self._writer().finish(behaviours, code, complete=complete, extra=extra),
         ):
             code = code or pytest.ExitCode.TESTS_FAILED
+        if github.is_there():
+            title = f"Memory locking on Linux {kernel_version.release()}"
+            if why := github.tell(behaviours, title, self.config.rootpath):
+                _say(why)
         return code
 
     def _try(self, path: Path, write: Callable[[Path], None]) -> bool:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""``python -m helpers.report``: compare results, and make a page of them."""
+"""``python -m helpers.report``: compare results, make a page of them, hand them to others."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from helpers.report import compare, result
@@ -64,10 +64,68 @@ def _carry(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ktap(made: Result, options: argparse.Namespace) -> Iterable[str]:
+    from helpers.report.ktap import ktap
+
+    return [ktap(made.behaviours.values())]
+
+
+def _tmt(made: Result, options: argparse.Namespace) -> Iterable[str]:
+    from helpers.report.tmt import tmt
+
+    return [tmt(made.behaviours.values())]
+
+
+def _junit(made: Result, options: argparse.Namespace) -> Iterable[str]:
+    from helpers.report.junit import junit
+
+    return junit(made)
+
+
+def _kcidb(made: Result, options: argparse.Namespace) -> Iterable[str]:
+    from helpers.report.kcidb import kcidb
+
+    return [kcidb(made, options.origin, options.build)]
+
+
+FORMS: dict[str, tuple[str, str, Callable[[Result, argparse.Namespace], Iterable[str]]]] = {
+    "kcidb": ("KCIDB's JSON, schema 5", "kcidb.json", _kcidb),
+    "ktap": ("KTAP, for kunit.py parse and LAVA", "result.ktap", _ktap),
+    "junit": ("JUnit XML", "junit.xml", _junit),
+    "tmt": ("tmt's results.yaml", "results.yaml", _tmt),
+}
+"""Forms of a result that others read: what it is, its usual file, and what makes it."""
+
+
+def _form(options: argparse.Namespace) -> int:
+    pieces = FORMS[options.form][2](result.load(Path(options.result)), options)
+    if options.output == "-":
+        say("".join(pieces).removesuffix("\n"))
+        return 0
+    with replaced_file(Path(options.output)) as file:
+        file.writelines(pieces)
+    return 0
+
+
+def _github(options: argparse.Namespace) -> int:
+    from helpers.report import github
+
+    def summarise(made: Result) -> None:
+        told = github.tell(
+            made.behaviours.values(), f"Memory locking on Linux {made.label}", Path.cwd()
+        )
+        if told:
+            raise InvalidResult(told)
+
+    if not github.is_there():
+        raise InvalidResult("GITHUB_STEP_SUMMARY is not set: this is no job of GitHub Actions")
+    return USAGE if _each(options.results, summarise) else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 if something verified no longer is, 4 on input that cannot be used."""
     parser = Parser(prog="python -m helpers.report", description=__doc__)
-    actions = parser.add_subparsers(required=True, metavar="compare|html|carry")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
     action = actions.add_parser("compare", help="what changed verdict between results")
     action.add_argument("results", nargs="+", metavar="RESULT", help="result.json or its folder")
     form = action.add_mutually_exclusive_group()
@@ -82,6 +140,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action.add_argument("result", metavar="RESULT", help="result.json or its folder")
     action.add_argument("matrix", metavar="MATRIX", help="the folder of --fault-matrix")
     action.set_defaults(run=_carry)
+    for name, (what, usual, _) in FORMS.items():
+        action = actions.add_parser(name, help=what)
+        action.add_argument("result", metavar="RESULT", help="result.json or its folder")
+        action.add_argument(
+            "-o", "--output", default=usual, help=f"- is standard output (default: {usual})"
+        )
+        if name == "kcidb":
+            action.add_argument("--origin", default="memlock_tests", help="the CI system's name")
+            action.add_argument("--build", default="", metavar="ORIGIN:ID", help="a known build")
+        action.set_defaults(run=_form, form=name)
+    action = actions.add_parser("github", help="the job's summary and annotations, in Actions")
+    action.add_argument("results", nargs="+", metavar="RESULT", help="result.json or its folder")
+    action.set_defaults(run=_github)
     options = parser.parse_args(arguments)
     return ended(lambda: options.run(options))
 
