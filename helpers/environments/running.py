@@ -131,10 +131,12 @@ def _finished(command: list[str], enter: Callable[[], object], output: int) -> i
             os.write(tell, (str(error) or type(error).__name__).encode())
             raise
 
+    # The summary of a job of GitHub's is about the kernel, not about its environments.
+    variables = {k: v for k, v in os.environ.items() if k != "GITHUB_STEP_SUMMARY"}
     try:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            preexec_fn=prepare,
+            preexec_fn=prepare, env=variables,
         )  # fmt: skip
     except (subprocess.SubprocessError, OSError) as error:
         os.close(tell)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from helpers.report.ktap import one_line, printable
+from helpers.report.ktap import printable
 from helpers.report.verdicts import CaseResult, Verdict, missing
 
 LARGEST = 1 << 20
@@ -66,8 +66,8 @@ def summary(behaviours: Sequence[CaseResult], title: str, room: int = LARGEST) -
 
 def _cell(text: str) -> str:
     """Text in a table, nothing of which is markup."""
-    escaped = html.escape(one_line(text), quote=False)
-    return "".join(f"&#{ord(c)};" if c in "|`*_[]\\~@" else c for c in escaped)
+    escaped = html.escape(printable(" ".join(text.split())), quote=False)
+    return "".join(f"&#{ord(c)};" if c in "|`*_[]\\~@#" else c for c in escaped)
 
 
 def _head(behaviours: Sequence[CaseResult], title: str) -> Iterator[str]:

@@ -13,6 +13,8 @@ import pytest
 from helpers.machine import timeouts
 
 ROOT = Path(__file__).resolve().parents[2]
+# The summary of a job of GitHub's is about the kernel, not about what is run here.
+os.environ.pop("GITHUB_STEP_SUMMARY", None)
 
 
 EVERY = '''

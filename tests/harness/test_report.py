@@ -318,35 +318,6 @@ def test_hostile_text_is_shown_as_text(tmp_path):
         assert len({page.count("<script") for page in pages}) == 1, "the page's own"
 
 
-def kunit() -> Path | None:
-    """The kernel tree's own KTAP parser, where a kernel source is at hand."""
-    named = os.environ.get("KUNIT_PY")
-    places = (
-        [Path(named)] if named else Path("/usr/src").glob("linux*/tools/testing/kunit/kunit.py")
-    )
-    return next((p for p in places if p.is_file()), None)
-
-
-def test_kunit_parser_takes_our_ktap(tmp_path):
-    """tools/testing/kunit/kunit.py parse counts what we counted."""
-    judge = kunit()
-    if judge is None:
-        pytest.skip(
-            "needs the kernel's kunit.py: name it by KUNIT_PY=…/tools/testing/kunit/kunit.py"
-        )
-    rows = [CaseResult(f"tests/calls/test_a.py::t[{v.value}]", "calls", verdict=v, reason="r # s")
-            for v in Verdict]  # fmt: skip
-    rows.append(CaseResult("tests/vmas/test_b.py::u", "vmas"))
-    file = tmp_path / "x.ktap"
-    file.write_text(ktap.ktap(rows))
-    done = subprocess.run(
-        [sys.executable, judge, "parse", file], capture_output=True, text=True, check=False,
-        cwd=judge.parents[3], env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
-    assert "[ERROR]" not in done.stdout, done.stdout
-    assert re.search(r"Ran 8 tests: passed: 3, failed: 3, skipped: 2", done.stdout), done.stdout
-
-
 def test_word_ids_are_words_and_distinct():
     """Ids hold only letters, digits, dots, dashes and underscores, and stay apart."""
     rows = [CaseResult(f"tests/calls/test_a.py::t[{p}]") for p in ("a b", "a  b", "a|b", "é", "ü")]
