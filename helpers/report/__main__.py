@@ -13,6 +13,8 @@ from helpers.report.files import InvalidResult, replaced_file
 from helpers.report.result import Result
 from helpers.report.tool import USAGE, Parser, complain, ended, say
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def _each(paths: Sequence[str], use: Callable[[Result], None]) -> int:
     """Load each result and use it; those that cannot be used are named in one line, and counted."""
@@ -62,6 +64,23 @@ def _html(options: argparse.Namespace) -> int:
 def _carry(options: argparse.Namespace) -> int:
     result.attach_matrix(Path(options.result), Path(options.matrix))
     return 0
+
+
+def _behaviours(options: argparse.Namespace) -> int:
+    from helpers.report import reference
+
+    folder = Path(options.folder)
+    kept = folder / reference.TABLE
+    table = reference.load(kept) if kept.exists() else reference.Table()
+    bad = _each(options.results, table.add)
+    text = reference.document(Path(options.tests), table)
+    if options.results and not bad:
+        with replaced_file(kept) as file:
+            file.write(table.text())
+    if not bad:
+        with replaced_file(folder / reference.DOCUMENT) as file:
+            file.write(text)
+    return USAGE if bad else 0
 
 
 def _ktap(made: Result, options: argparse.Namespace) -> Iterable[str]:
@@ -140,6 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action.add_argument("result", metavar="RESULT", help="result.json or its folder")
     action.add_argument("matrix", metavar="MATRIX", help="the folder of --fault-matrix")
     action.set_defaults(run=_carry)
+    action = actions.add_parser("behaviours", help="docs/behaviours.md, of the tests and results")
+    action.add_argument("results", nargs="*", metavar="RESULT", help="kernels to put into it")
+    action.add_argument("--folder", default=ROOT / "docs", help="where it is (default: docs)")
+    action.add_argument("--tests", default=ROOT, help="the folder that has tests/")
+    action.set_defaults(run=_behaviours)
     for name, (what, usual, _) in FORMS.items():
         action = actions.add_parser(name, help=what)
         action.add_argument("result", metavar="RESULT", help="result.json or its folder")
