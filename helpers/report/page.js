@@ -73,6 +73,7 @@
     }
     if (target.closest("[hidden]")) restore(new URLSearchParams());
     for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+    target.closest("tbody.b")?.querySelector("a.s").focus({ preventScroll: true });
     target.scrollIntoView();
   };
 
