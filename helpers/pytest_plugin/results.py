@@ -154,7 +154,7 @@ class ResultPlugin:
             code = code or pytest.ExitCode.TESTS_FAILED
         if github.is_there():
             title = f"Memory locking on Linux {kernel_version.release()}"
-            if why := github.tell(behaviours, title, self.config.rootpath):
+            if why := github.publish(behaviours, title, self.config.rootpath):
                 _say(why)
         return code
 

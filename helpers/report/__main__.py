@@ -130,7 +130,7 @@ def _github(options: argparse.Namespace) -> int:
     from helpers.report import github
 
     def summarise(made: Result) -> None:
-        told = github.tell(
+        told = github.publish(
             made.behaviours.values(), f"Memory locking on Linux {made.label}", Path.cwd()
         )
         if told:

@@ -26,7 +26,7 @@ def is_there() -> bool:
     return bool(os.environ.get("GITHUB_STEP_SUMMARY"))
 
 
-def tell(behaviours: Iterable[CaseResult], title: str, root: Path) -> str:
+def publish(behaviours: Iterable[CaseResult], title: str, root: Path) -> str:
     """Append the summary and print the annotations; in words why not, or nothing.
 
     ``root``: the folder that ids begin at.
