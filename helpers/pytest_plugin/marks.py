@@ -45,7 +45,8 @@ def describe_item(item: pytest.Item) -> None:
     """Statement, chapter, subject, sources and claims travel with every report (JUnit, workers)."""
     item.user_properties.append(("chapter", item.path.parent.name))
     item.user_properties.append(("statement", statement(item)))
-    item.user_properties.append(("subject", _first_paragraph(getattr(item, "module", None))))
+    if subject := _first_paragraph(getattr(item, "module", None)):
+        item.user_properties.append(("subject", subject))
     for name in ("source", "claim", "detects"):
         if texts := mark_texts(item, name):
             item.user_properties.append((name, "; ".join(texts)))
