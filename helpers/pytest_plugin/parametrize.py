@@ -9,7 +9,8 @@ from typing import Protocol
 import pytest
 
 from helpers import syscalls
-from helpers.memory import MAPPING_KINDS, locks
+from helpers.memory import MAPPING_KINDS, every_kind, locks
+from helpers.syscalls import PAGE
 
 
 def by_method(*methods: locks.LockMethod) -> pytest.MarkDecorator:
@@ -49,5 +50,23 @@ def by_row(rows: Iterable[Row], name: str = "call") -> pytest.MarkDecorator:
         [
             pytest.param(r, id=r.id, marks=[pytest.mark.needs(*r.needs)] if r.needs else [])
             for r in rows
+        ],
+    )
+
+
+def by_memory_kind(
+    units: int, *, but: tuple[str, ...] = (), only: tuple[str, ...] = ()
+) -> pytest.MarkDecorator:
+    """``kind``: each of :data:`helpers.memory.every_kind.KINDS`, which may lock ``units``."""
+    return pytest.mark.parametrize(
+        "kind",
+        [
+            pytest.param(
+                kind,
+                id=name,
+                marks=pytest.mark.needs(f"lock:{units * kind.unit // PAGE}", *kind.needs),
+            )
+            for name, kind in every_kind.KINDS.items()
+            if name not in but and (not only or name in only)
         ],
     )

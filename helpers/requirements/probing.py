@@ -12,10 +12,14 @@ from collections.abc import Callable
 
 from helpers import processes
 from helpers.requirements.facility import Facility, Unavailable
-from helpers.requirements.probes import locking, memory_types
+from helpers.requirements.probes import locking, memory_types, readings
 from helpers.syscalls import scarcity
 
-PROBES: dict[str, Callable[[], None]] = {**locking.PROBES, **memory_types.PROBES}
+PROBES: dict[str, Callable[[], None]] = {
+    **locking.PROBES,
+    **memory_types.PROBES,
+    **readings.PROBES,
+}
 """Facility name → its probe, which returns, or raises :class:`Unavailable`."""
 
 

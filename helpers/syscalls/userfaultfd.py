@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from helpers.syscalls import call
+from helpers.syscalls import call, ioctl
 from helpers.syscalls.call import AddressRange
 from helpers.syscalls.constants import PAGE
 
@@ -27,16 +26,14 @@ FEATURE_MOVE = 1 << 16
 EVENT_PAGEFAULT = 0x12
 
 
-def _iowr(number: int, size: int, write: bool = True) -> int:
-    powerpc = platform.machine().lower().startswith("ppc")
-    direction = 6 if powerpc and write else 3 if write else 2  # _IOC_READ is 2 everywhere
-    return direction << (29 if powerpc else 30) | size << 16 | _API << 8 | number
+def _request(number: int, size: int, write: bool = True) -> int:
+    return ioctl.request(_API, number, size, write)
 
 
-_DO_API = _iowr(0x3F, 24)
-_REGISTER, _UNREGISTER = _iowr(0x00, 32), _iowr(0x01, 16, write=False)
-_COPY, _ZEROPAGE, _MOVE = _iowr(0x03, 40), _iowr(0x04, 32), _iowr(0x05, 40)
-_PROTECT, _CONTINUE = _iowr(0x06, 24), _iowr(0x07, 32)
+_DO_API = _request(0x3F, 24)
+_REGISTER, _UNREGISTER = _request(0x00, 32), _request(0x01, 16, write=False)
+_COPY, _ZEROPAGE, _MOVE = _request(0x03, 40), _request(0x04, 32), _request(0x05, 40)
+_PROTECT, _CONTINUE = _request(0x06, 24), _request(0x07, 32)
 
 
 def _ioctl(fd: int, request: int, *words: int) -> None:
