@@ -13,12 +13,12 @@ import struct
 from array import array
 
 from helpers.memory import Region
-from helpers.syscalls import PAGE, ioctl
+from helpers.syscalls import PAGE, ioctls
 
 WPALLOWED, WRITTEN, FILE, PRESENT, SWAPPED, PFNZERO, HUGE, SOFT_DIRTY, GUARD = (
     1 << n for n in range(9)
 )
-_SCAN = ioctl.request(ord("f"), 16, 96)
+_SCAN = ioctls.request(ord("f"), 16, 96)
 
 
 def scan(

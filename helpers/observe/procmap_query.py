@@ -12,10 +12,10 @@ import struct
 from dataclasses import dataclass
 
 from helpers.memory import Region
-from helpers.syscalls import ioctl
+from helpers.syscalls import ioctls
 
 _LAYOUT = "=9Q4I2Q"
-_QUERY = ioctl.request(ord("f"), 17, struct.calcsize(_LAYOUT))
+_QUERY = ioctls.request(ord("f"), 17, struct.calcsize(_LAYOUT))
 _COVERING_OR_NEXT = 0x10
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""ioctl(2) requests on files: blocks shared, a device's cache emptied (include/uapi/linux/fs.h)."""
+"""ioctl(2) requests: their numbers, blocks shared, a device's cache emptied.
+
+Sources: include/uapi/asm-generic/ioctl.h, arch/powerpc, include/uapi/linux/fs.h.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,12 @@ _WRITE, _READ_WRITE, _SHIFT = (4, 6, 29) if _POWERPC else (1, 3, 30)
 _BLKFLSBUF = 1 << 29 | 0x1261 if _POWERPC else 0x1261
 _FICLONERANGE = _WRITE << _SHIFT | 32 << 16 | 0x94 << 8 | 13
 _FIDEDUPERANGE = _READ_WRITE << _SHIFT | 24 << 16 | 0x94 << 8 | 54
+
+
+def request(kind: int, number: int, size: int, write: bool = True) -> int:
+    """_IOWR(kind, number, size), or _IOR where not ``write``."""
+    direction = _READ_WRITE if write else 2  # _IOC_READ is 2 everywhere
+    return direction << _SHIFT | size << 16 | kind << 8 | number
 
 
 def clone_range(source: int, target: int, length: int) -> None:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from helpers.syscalls import call, ioctl
+from helpers.syscalls import call, ioctls
 from helpers.syscalls.call import AddressRange
 from helpers.syscalls.constants import PAGE
 
@@ -27,7 +27,7 @@ EVENT_PAGEFAULT = 0x12
 
 
 def _request(number: int, size: int, write: bool = True) -> int:
-    return ioctl.request(_API, number, size, write)
+    return ioctls.request(_API, number, size, write)
 
 
 _DO_API = _request(0x3F, 24)
