@@ -87,16 +87,20 @@ def unlock(number: int) -> None:
     sysv.shmctl(number, syscalls.SHM_UNLOCK, None)
 
 
-def proc_row(number: int) -> dict[str, int]:
-    """The segment's line of /proc/sysvipc/shm; ``perms`` with the flags in it.
-
-    Raises LookupError if there is no such segment in this IPC namespace.
-    """
+def proc_rows() -> list[dict[str, int]]:
+    """The lines of /proc/sysvipc/shm; ``perms`` with the flags in it."""
     titles, *lines = Path("/proc/sysvipc/shm").read_text().splitlines()
-    for line in lines:
-        values = dict(zip(titles.split(), line.split()))
-        if int(values["shmid"]) == number:
-            return {k: int(v, 8 if k == "perms" else 10) for k, v in values.items()}
+    return [
+        {k: int(v, 8 if k == "perms" else 10) for k, v in zip(titles.split(), line.split())}
+        for line in lines
+    ]
+
+
+def proc_row(number: int) -> dict[str, int]:
+    """The segment's line. LookupError if there is no such segment in this IPC namespace."""
+    for row in proc_rows():
+        if row["shmid"] == number:
+            return row
     raise LookupError(f"no segment {number} in /proc/sysvipc/shm")
 
 

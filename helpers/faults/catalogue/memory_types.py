@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from helpers import syscalls
 from helpers.faults.catalogue.common import both_locks, on_reads
-from helpers.faults.effects import conditions, limits, requests, shown
+from helpers.faults.effects import conditions, limits, requests, segments, shown
 from helpers.faults.fault import Fault
 from helpers.observe import page_flags, pagemap
 from helpers.syscalls import SHM_LOCK, SHM_UNLOCK
@@ -234,5 +234,61 @@ FAULTS = (
         "a lock removes the guard pages of its range",
         "side-effect",
         both_locks(requests.advise_after(syscalls.MADV_GUARD_REMOVE)),
+    ),
+    Fault(
+        "shm-proc-hides-lock",
+        CHAPTER,
+        "/proc/sysvipc/shm does not show SHM_LOCKED",
+        "readout",
+        on_reads(segments.show_column("perms", segments.lock_hidden)),
+    ),
+    Fault(
+        "shm-stat-hides-lock",
+        CHAPTER,
+        "shmctl does not show SHM_LOCKED in the mode",
+        "readout",
+        {"shmctl": segments.stat_hides_lock},
+    ),
+    Fault(
+        "shm-size-in-pages",
+        CHAPTER,
+        "/proc/sysvipc/shm rounds sizes up to pages",
+        "readout",
+        on_reads(segments.show_column("size", segments.in_pages)),
+    ),
+    Fault(
+        "shm-rss-is-size",
+        CHAPTER,
+        "/proc/sysvipc/shm shows the whole size of a segment as rss",
+        "readout",
+        on_reads(segments.show_column("rss", segments.in_pages)),
+    ),
+    Fault(
+        "shm-rss-counts-swapped",
+        CHAPTER,
+        "rss of a segment has its swapped-out pages too",
+        "readout",
+        on_reads(segments.show_column("rss", segments.rss_and_swap)),
+    ),
+    Fault(
+        "shm-swap-always-zero",
+        CHAPTER,
+        "/proc/sysvipc/shm shows no page of a segment in swap",
+        "readout",
+        on_reads(segments.show_column("swap", lambda row: 0)),
+    ),
+    Fault(
+        "shm-attachment-left-out",
+        CHAPTER,
+        "nattch in /proc/sysvipc/shm lacks an attachment of several",
+        "readout",
+        on_reads(segments.show_column("nattch", segments.one_of_several_less)),
+    ),
+    Fault(
+        "shm-info-rss-is-total",
+        CHAPTER,
+        "SHM_INFO counts every page of every segment as in memory",
+        "readout",
+        {"shmctl": segments.info_rss_is_total},
     ),
 )

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers import memory
+from helpers import memory, syscalls
 from helpers.observe import numa_maps, pagemap, pagemap_scan, procmap_query
 from helpers.requirements.facility import Unavailable
 
@@ -58,7 +58,17 @@ def _soft_dirty() -> None:
         raise Unavailable("pages have no soft-dirty mark", "", "CONFIG_MEM_SOFT_DIRTY=y")
 
 
+def _ipc_namespace() -> None:
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWIPC)
+    except OSError as error:
+        raise Unavailable(
+            "no IPC namespace can be made", str(error), "root: CAP_SYS_ADMIN; CONFIG_IPC_NS=y"
+        ) from None
+
+
 PROBES: dict[str, Callable[[], None]] = {
+    "ipc-namespace": _ipc_namespace,
     "map-files": _map_files,
     "numa-maps": _numa_maps,
     "pagemap-scan": _pagemap_scan,
