@@ -2,12 +2,13 @@
 """mincore of each kind of page that is not there, and for each way to own a file."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from helpers import memory, processes, syscalls
 from helpers.memory import every_kind, locks, mapping
-from helpers.observe import mincore, pagemap, residency
+from helpers.observe import maps, mincore, pagemap, residency
 from helpers.processes import credentials
 from helpers.pytest_plugin.parametrize import by_memory_kind
 from helpers.syscalls import PAGE, userfaultfd
@@ -106,6 +107,7 @@ ACTS = [
         if lock == "unlocked" or act not in {dropped, removed}  # locked memory takes no such advice
     ],
 )  # fmt: skip
+@pytest.mark.detects("mincore-hole-resident", "mincore-only-mapped")
 def test_pages_that_were_given_up_are_absent_where_nothing_holds_them(kind, act, resident, lock):
     """A page that was dropped is absent unless its file has it cached; one that was cut out of its
     file, or lies past its end, is absent; and a lock on the range makes neither resident."""
@@ -124,8 +126,58 @@ def test_pages_that_were_given_up_are_absent_where_nothing_holds_them(kind, act,
         assert there == wanted, "pagemap"
 
 
+@pytest.mark.parametrize("lock", ["unlocked", "onfault", "mlock"])
+@pytest.mark.parametrize("kind", ["private", "shared", "memfd-private"])
+@pytest.mark.detects("mincore-inaccessible-absent")
+def test_pages_without_access_are_resident_if_they_are_there(kind, lock):
+    """Taking all access from a mapping, locked or not, changes no answer of mincore: what was
+    touched or locked in is resident, the rest absent."""
+    wanted = ALL if lock == "mlock" else "10010000"
+    with mapping(kind, PAGES) as region:
+        region.sub(0, 1).touch()
+        region.sub(3, 1).touch()
+        if lock != "unlocked":
+            locks.apply(region, lock)
+        syscalls.mprotect(region.addr, region.size, syscalls.PROT_NONE)
+        assert residency.of(region) == residency.all_say(wanted), "PROT_NONE"
+        syscalls.munlock(region.addr, region.size)
+        assert residency.of(region) == residency.all_say(wanted), "unlocked"
+        syscalls.mprotect(region.addr, region.size, syscalls.PROT_RW)
+        assert residency.of(region) == residency.all_say(wanted), "accessible again"
+
+
+@by_memory_kind(1, only=("private", "thp"))
+def test_zero_page_is_resident_and_no_part_of_rss(kind):
+    """A page that was only read is the zero page: resident to mincore and pagemap, but in no
+    line of smaps, until a lock that may write puts a page of its own in its place."""
+    with every_kind.mapping_of(kind, 1) as region:
+        syscalls.load(region.addr, 1)
+        whole = "1" * region.pages
+        assert residency.of(region) == residency.all_say(whole), "read"
+        zero = kind.id != "thp" or thp_zero_page()
+        rss = 0 if zero else region.kb
+        assert lines(region) == (rss, rss, 0), "Rss, Pss, Locked"
+        locks.mlock_onfault(region)
+        assert lines(region) == (rss, rss, rss), "locked on fault"
+        locks.mlock(region)
+        assert residency.of(region) == residency.all_say(whole), "locked"
+        assert lines(region) == (region.kb,) * 3, "a page of its own"
+
+
+def thp_zero_page():
+    """Huge pages that are only read are the huge zero page."""
+    return Path("/sys/kernel/mm/transparent_hugepage/use_zero_page").read_text().strip() == "1"
+
+
+def lines(region):
+    """Rss, Pss and Locked of the VMA in smaps, in kB."""
+    vma = maps.at(region.addr)
+    return tuple(vma.field_kb(name) for name in ("Rss", "Pss", "Locked"))
+
+
 @pytest.mark.needs("disk-file")
 @pytest.mark.parametrize("kind", ["file-private", "file-shared"])
+@pytest.mark.detects("mincore-only-mapped")
 def test_file_that_is_not_cached_is_absent_under_an_onfault_lock(kind):
     """Pages of a file that no page cache holds are absent, in a mapping locked on fault too; a
     page read comes in, a full lock brings in the rest."""
@@ -216,6 +268,7 @@ OWNERS = {
         for name, row in OWNERS.items()
     ],
 )
+@pytest.mark.detects("mincore-tells-everybody", "mincore-tells-owners-alone")
 def test_mincore_tells_of_a_file_by_the_right_to_write_it(owned, uid, capability, seen, kind, lock):
     """mincore tells who owns a file, or may write it, which of its pages are cached, and calls
     all of them resident to anybody else, whatever the mapping's own rights and locks."""

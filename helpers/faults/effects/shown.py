@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from array import array
 from collections.abc import Callable
 
+from helpers import syscalls
 from helpers.faults.call import Call, Effect, ReadFilter
 from helpers.faults.effects.accounting import process_file, renumber
 from helpers.faults.effects.conditions import CallPredicate, EffectSteps, VmaPredicate, always, file
-from helpers.observe import page_flags, pagemap
+from helpers.observe import maps, mincore, page_flags, pagemap
 from helpers.syscalls import PAGE
 
 
@@ -260,6 +262,70 @@ def mincore_says(change: Callable[[bytes], bytes]) -> Effect:
             call.write(call.args[2], change(_vector(call)))
 
     return effect
+
+
+def mincore_is_mapped(call: Call) -> EffectSteps:
+    """The vector is the present bits of pagemap."""
+    result = yield
+    if result == 0 and call.args[1]:
+        words = pagemap.entries(call.args[0], -(-call.args[1] // PAGE), call.pid)
+        call.write(call.args[2], bytes(bool(w & pagemap.PRESENT) for w in words))
+
+
+def mincore_of(which: VmaPredicate, byte: int) -> Effect:
+    """The pages of VMAs like these all have this byte."""
+
+    def effect(call: Call) -> EffectSteps:
+        result = yield
+        if result == 0 and call.args[1]:
+            told = bytearray(_vector(call))
+            low = call.args[0]
+            for vma in call.vmas(*call.range):
+                if which(vma):
+                    first, last = (max(0, at - low) // PAGE for at in (vma.start, vma.end))
+                    told[first:last] = bytes([byte]) * len(told[first:last])
+            call.write(call.args[2], bytes(told))
+
+    return effect
+
+
+def _file_of(call: Call) -> tuple[maps.Vma, int] | None:
+    """The file that the range is a mapping of, opened here."""
+    for vma in call.vmas(*call.range):
+        if vma.inode:
+            try:
+                name = f"/proc/{call.pid}/map_files/{vma.start:x}-{vma.end:x}"
+                return vma, os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return None
+    return None
+
+
+def mincore_tells_all(call: Call) -> EffectSteps:
+    """The vector of a file is what this process, which may know, is told of it."""
+    result = yield
+    if result or not call.args[1] or not (found := _file_of(call)):
+        return
+    vma, fd = found
+    size = -(-call.args[1] // PAGE) * PAGE
+    try:
+        at = syscalls.mmap(0, size, syscalls.PROT_READ, syscalls.MAP_SHARED, fd,
+                           vma.offset + call.args[0] - vma.start)  # fmt: skip
+    finally:
+        os.close(fd)
+    call.write(call.args[2], bytes(mincore.resident(at, size // PAGE)))
+    syscalls.munmap(at, size)
+
+
+def mincore_tells_owner(call: Call) -> EffectSteps:
+    """Of a file of another user each page is resident."""
+    result = yield
+    if result or not call.args[1] or not (found := _file_of(call)):
+        return
+    owner = os.fstat(found[1]).st_uid
+    os.close(found[1])
+    if owner != call.uid:
+        call.write(call.args[2], b"\1" * len(_vector(call)))
 
 
 def all_present(call: Call, first: int, words: array[int]) -> array[int]:
