@@ -73,8 +73,8 @@ def set_owner(number: int, uid: int) -> None:
 
 
 _IPC_SET, _IPC_STAT = 1, 2
-NORESERVE = 0o10000
-"""SHM_NORESERVE: the size is not accounted, so one larger than memory can be had."""
+HUGETLB, NORESERVE = 0o4000, 0o10000
+"""SHM_HUGETLB. SHM_NORESERVE: the size is not accounted, so one larger than memory can be had."""
 
 
 def lock(number: int) -> None:

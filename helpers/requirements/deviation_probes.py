@@ -6,8 +6,8 @@ from __future__ import annotations
 import resource
 
 from helpers import memory, processes, syscalls
-from helpers.memory import huge_pages
-from helpers.observe import folios, lru_batches, maps, special_mappings, status
+from helpers.memory import huge_pages, sysv_segment
+from helpers.observe import folios, lru_batches, maps, special_mappings, status, vmstat
 from helpers.processes import cpus, limit_accounts, munlock_race, rlimits
 from helpers.syscalls import PAGE, io_uring, xdp
 
@@ -150,3 +150,10 @@ def _umem_in_part_stays_charged() -> bool:
     with limit_accounts.spare_socket() as where:
         seen = syscalls.outcome(xdp.register, where, addr, 3 * PAGE)
     return [seen, *limit_accounts.take_all("xdp", 2, 1)] == ["ENOMEM", "ENOBUFS", "ok"]
+
+
+def _huge_rss_multiplied() -> bool:
+    size = vmstat.huge_page_size()
+    with sysv_segment.segment(size // PAGE, flags=sysv_segment.HUGETLB) as made:
+        syscalls.memset(made.region.addr, 1, PAGE)
+        return sysv_segment.proc_row(made.id)["rss"] == size * (size // PAGE)

@@ -22,6 +22,7 @@ from helpers.requirements.deviation_probes import (
     _fresh_lock_unpinnable,
     _huge_lock_overflows,
     _huge_page_forgets_lockers,
+    _huge_rss_multiplied,
     _merging_range_enomem,
     _onfault_prot_none,
     _racing_munlock_strands,
@@ -187,6 +188,14 @@ KNOWN = {
             "ring memory is the memory cgroup's affair since 26bfa89e25f4 (5.12)",
             (6, 14, 0), (7, 3, 0), "io_uring/memmap.c io_create_region", _ring_charged,
             "a region without a user for rings (in 7.2.13, 7.3.4)",
+        ),
+        Deviation(
+            "shm-huge-rss-multiplied",
+            "rss of a segment of huge pages, in /proc/sysvipc/shm and SHM_INFO, is what is in memory "
+            "times the small pages of a huge one",
+            "the bytes, and pages, that are in memory",
+            (6, 7, 0), (7, 3, 0), "ipc/shm.c shm_add_rss_swap (commit a08c7193e4f1)",
+            _huge_rss_multiplied, "nrpages as it is (in 6.12.117, 7.3.4)", ((6, 12, 117),),
         ),
     )
 }  # fmt: skip

@@ -365,7 +365,7 @@ def test_lock_of_a_huge_segment_is_a_noop():
     """SHM_LOCK of a segment of huge pages succeeds, marks and charges nothing."""
 
     size = vmstat.huge_page_size()
-    with sysv_segment.segment(size // PAGE, flags=0o4000) as segment:  # SHM_HUGETLB
+    with sysv_segment.segment(size // PAGE, flags=sysv_segment.HUGETLB) as segment:
         sysv_segment.lock(segment.id)
         assert not sysv_segment.is_locked(segment.id), "SHM_LOCKED is not set"
         syscalls.mlock(segment.region.addr, size)

@@ -280,11 +280,12 @@ def test_every_page_is_in_rss_or_in_swap(reclaim, way):
 
 
 @pytest.mark.needs("hugetlb")
+@pytest.mark.deviation("shm-huge-rss-multiplied")
 def test_rss_of_a_huge_segment_is_in_bytes_of_its_pages():
-    """rss of a segment of huge pages is the bytes of those that were touched; swap is 0, and
-    SHM_LOCK leaves no mark."""
+    """rss of a segment of huge pages is the bytes of those that were touched, and no part of it is
+    swap."""
     size = vmstat.huge_page_size()
-    with sysv_segment.segment(size // PAGE, flags=0o4000) as made:  # SHM_HUGETLB
+    with sysv_segment.segment(size // PAGE, flags=sysv_segment.HUGETLB) as made:
         assert (told(made.id)["size"], told(made.id)["rss"]) == (size, 0), "new"
         syscalls.memset(made.region.addr, 1, PAGE)
         assert (told(made.id)["rss"], told(made.id)["swap"]) == (size, 0), "one byte is touched"

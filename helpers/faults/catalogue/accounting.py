@@ -257,4 +257,54 @@ FAULTS = (
             shown.rewrite_proc_file("smaps_rollup", shown.renumber_field(b"Locked", lambda kb: 0))
         ),
     ),
+    Fault(
+        "rollup-misses-locked",
+        CHAPTER,
+        "Locked in smaps_rollup leaves out the last locked VMA",
+        "readout",
+        on_reads(shown.rewrite_proc_file("smaps_rollup", shown.rollup_misses)),
+    ),
+    Fault(
+        "smaps-shared-not-locked",
+        CHAPTER,
+        "Locked in smaps is 0 for shared mappings",
+        "readout",
+        on_reads(
+            shown.rewrite_proc_file("smaps", shown.locked_where(rb"^\S+ ..[-x]s ", lambda kb: 0))
+        ),
+    ),
+    Fault(
+        "smaps-locked-of-huge-is-small",
+        CHAPTER,
+        "Locked in smaps counts a huge page as a small one",
+        "readout",
+        on_reads(
+            shown.rewrite_proc_file(
+                "smaps", shown.locked_where(rb"AnonHugePages: +[1-9]", lambda kb: kb // 512)
+            )
+        ),
+    ),
+    Fault(
+        "rss-shmem-in-file",
+        CHAPTER,
+        "status counts shared memory in RssFile",
+        "readout",
+        on_reads(shown.rewrite_proc_file("status", shown.column_in_other(b"RssShmem", b"RssFile"))),
+    ),
+    Fault(
+        "rss-file-in-anon",
+        CHAPTER,
+        "status counts pages of files in RssAnon",
+        "readout",
+        on_reads(shown.rewrite_proc_file("status", shown.column_in_other(b"RssFile", b"RssAnon"))),
+    ),
+    Fault(
+        "hugetlb-pages-not-shown",
+        CHAPTER,
+        "HugetlbPages in status is 0",
+        "readout",
+        on_reads(
+            shown.rewrite_proc_file("status", shown.renumber_field(b"HugetlbPages", lambda kb: 0))
+        ),
+    ),
 )

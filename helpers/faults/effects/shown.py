@@ -64,6 +64,41 @@ def locked_is_rss(call: Call, data: bytes) -> bytes:
     return re.sub(rb"\nRss:(\s+\d+) kB((?:\n(?!Locked)\w+:.*)*)\nLocked:(\s+\d+)", one, data)
 
 
+def locked_where(which: bytes, new: Callable[[int], int]) -> Callable[[Call, bytes], bytes]:
+    """Locked is another in smaps of the VMAs that match a pattern there."""
+
+    def change(call: Call, data: bytes) -> bytes:
+        records = re.split(rb"(?m)(?=^[0-9a-f]+-[0-9a-f]+ )", data)
+        return b"".join(
+            renumber(r, rb"(Locked:)(\s+\d+)(?= kB)", new) if re.search(which, r) else r
+            for r in records
+        )
+
+    return change
+
+
+def rollup_misses(call: Call, data: bytes) -> bytes:
+    """Locked leaves out the last of the VMAs that have any."""
+    locked = [v.field_kb("Locked") for v in call.locked_of(call.shown)]
+    missed = next((kb for kb in reversed(locked) if kb), 0)
+    return renumber(data, rb"(Locked:)(\s+\d+)(?= kB)", lambda kb: kb - missed)
+
+
+def column_in_other(column: bytes, other: bytes) -> Callable[[Call, bytes], bytes]:
+    """What one counter has is shown by another."""
+    pattern = rb"(%s:)(\s+\d+)(?= kB)"
+
+    def change(call: Call, data: bytes) -> bytes:
+        found = re.search(pattern % column, data)
+        if not found:
+            return data
+        moved = int(found[2])
+        without = renumber(data, pattern % column, lambda kb: 0)
+        return renumber(without, pattern % other, lambda kb: kb + moved)
+
+    return change
+
+
 def edit_words(path: str, change: Callable[[Call, int, array[int]], array[int]]) -> Effect:
     """64-bit words read from pagemap, kpageflags or kpagecount are others."""
 
