@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.machine import timeouts
+from helpers.machine import kernel_version, timeouts
 from helpers.machine.journal import ChangeJournal
 from helpers.machine.records import RELEASE_TIMEOUT
 from helpers.observe import status, timeline
+from helpers.syscalls import PAGE
 
 
 class CgroupUnavailable(OSError):
@@ -100,6 +101,15 @@ def _enable(run: ChangeJournal, path: Path, version: int) -> None:
         run.enable_memory(path / "cgroup.subtree_control")
 
 
+def stat_slack() -> int:
+    """Pages that a line of memory.stat may be wrong by for good.
+
+    Before 5.15 each CPU keeps up to 32 pages of a change to itself; since then the sum is
+    folded at once for a large change, and within two seconds for any.
+    """
+    return 64 if kernel_version.version() < (5, 15, 0) else 0
+
+
 def _stat(text: str) -> dict[str, int]:
     return {k: int(v) for k, v in (line.split() for line in text.splitlines())}
 
@@ -144,6 +154,16 @@ class Cgroup:
     def stat(self) -> dict[str, int]:
         """memory.stat: bytes and events, by the kernel's names."""
         return _stat(self._read("memory.stat"))
+
+    def settled(self, name: str, pages: int) -> int:
+        """A line of memory.stat in pages, once it is about as expected, or after the kernel's own
+        interval for folding it."""
+        until = timeouts.until(3)
+        while abs((now := self.stat()[name] // PAGE) - pages) > stat_slack():
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
+        return now
 
     def oom_kills(self) -> int:
         """How many processes the OOM killer took in here."""

@@ -191,7 +191,7 @@ KNOWN = {
         ),
         Deviation(
             "shm-huge-rss-multiplied",
-            "rss of a segment of huge pages, in /proc/sysvipc/shm and SHM_INFO, is what is in memory "
+            "rss of a segment of huge pages (/proc/sysvipc/shm, SHM_INFO) is what is in memory "
             "times the small pages of a huge one",
             "the bytes, and pages, that are in memory",
             (6, 7, 0), (7, 3, 0), "ipc/shm.c shm_add_rss_swap (commit a08c7193e4f1)",
