@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from helpers.faults.call import END
 from helpers.faults.catalogue.common import LOCKS, both_locks, on_reads, on_reclaim
-from helpers.faults.effects import conditions, reclaim, requests, shown
+from helpers.faults.effects import conditions, counters, reclaim, requests, shown
 from helpers.faults.fault import Fault
 from helpers.observe import page_flags
 
@@ -239,6 +240,88 @@ FAULTS = (
         {
             **on_reclaim(shown.mark_culled("kept")),
             **on_reads(shown.frames_show("kept", page_flags.UNEVICTABLE, True)),
+        },
+    ),
+    Fault(
+        "node-vmstat-stuck",
+        CHAPTER,
+        "nr_mlock and nr_unevictable of a node's vmstat do not move",
+        "readout",
+        on_reads(
+            shown.frozen("/sys/devices/system/node/.*/vmstat", b"nr_mlock", b"nr_unevictable")
+        ),
+    ),
+    Fault(
+        "zoneinfo-stuck",
+        CHAPTER,
+        "nr_mlock of zoneinfo does not move",
+        "readout",
+        on_reads(shown.frozen("/proc/zoneinfo", b" +nr_mlock")),
+    ),
+    Fault(
+        "event-scanned-stuck",
+        CHAPTER,
+        "unevictable_pgs_scanned does not count",
+        "readout",
+        on_reads(shown.frozen("/proc/vmstat", b"unevictable_pgs_scanned")),
+    ),
+    Fault(
+        "nr-mlock-counts-private",
+        CHAPTER,
+        "nr_mlock and Mlocked count locked private memory alone",
+        "readout",
+        on_reads(counters.leave_out(counters.MACHINE, conditions.shared)),
+    ),
+    Fault(
+        "memcg-shared-not-unevictable",
+        CHAPTER,
+        "a cgroup's unevictable counter leaves out locked shared memory",
+        "readout",
+        on_reads(counters.leave_out(counters.CGROUP, conditions.shared)),
+    ),
+    Fault(
+        "mlocked-counters-keep-exited",
+        CHAPTER,
+        "nr_mlock and Mlocked keep what a process has locked when it ends",
+        "readout",
+        {END: counters.keep_at_end, **on_reads(counters.show_kept(counters.MACHINE))},
+    ),
+    Fault(
+        "mlocked-counters-keep-split",
+        CHAPTER,
+        "nr_mlock and Mlocked keep a part of a locked mapping that is given up",
+        "readout",
+        {
+            **dict.fromkeys(("munmap", "mremap", "munlock"), counters.keep_part),
+            **on_reads(counters.show_kept(counters.MACHINE)),
+        },
+    ),
+    Fault(
+        "memcg-keeps-exited",
+        CHAPTER,
+        "a cgroup's unevictable counter keeps what a process has locked when it ends",
+        "readout",
+        {END: counters.keep_at_end, **on_reads(counters.show_kept(counters.CGROUP))},
+    ),
+    Fault(
+        "memcg-keeps-split",
+        CHAPTER,
+        "a cgroup's unevictable counter keeps a part of a locked mapping that is given up",
+        "readout",
+        {
+            **dict.fromkeys(("munmap", "mremap", "munlock"), counters.keep_part),
+            **on_reads(counters.show_kept(counters.CGROUP)),
+        },
+    ),
+    Fault(
+        "unlockable-counted",
+        CHAPTER,
+        "a lock of memory that cannot be locked counts in Mlocked and unevictable",
+        "readout",
+        {
+            **both_locks(counters.count_unlockable),
+            "munlock": counters.uncount_unlockable,
+            **on_reads(counters.show_kept(counters.EVERYWHERE)),
         },
     ),
 )
