@@ -10,6 +10,7 @@ from helpers.faults.fault import Fault
 from helpers.syscalls import MAP_LOCKED
 
 CHAPTER = "vmas"
+_ADVISED = b"rr|sr|dc|wf|dd|hg|nh|mg|um|uw"
 FAULTS = (
     Fault(
         "mlock-from-vma-start",
@@ -101,6 +102,29 @@ FAULTS = (
         "lf is missing from VmFlags",
         "readout",
         on_reads(shown.rewrite_proc_file("smaps", shown.drop_vmflag(b"lf"))),
+    ),
+    Fault(
+        "vmflags-name-unknown",
+        CHAPTER,
+        "flags of advice and of userfaultfd have no name in VmFlags",
+        "readout",
+        on_reads(shown.rewrite_proc_file("smaps", shown.rename_vmflag(_ADVISED, b"??"))),
+    ),
+    Fault(
+        "vmflags-lo-missing-where-random",
+        CHAPTER,
+        "lo is missing from VmFlags of VMAs advised MADV_RANDOM",
+        "readout",
+        on_reads(shown.rewrite_proc_file("smaps", shown.drop_vmflag(b"lo", b" rr "))),
+    ),
+    Fault(
+        "vmflags-unlocked-shows-lo",
+        CHAPTER,
+        "VmFlags of unlocked memory has lo in place of ac",
+        "readout",
+        on_reads(
+            shown.rewrite_proc_file("smaps", shown.rename_vmflag(b"ac", b"lo", without=b"lo"))
+        ),
     ),
     Fault(
         "vmflags-heap-lo-missing",

@@ -43,6 +43,20 @@ def drop_vmflag(name: bytes, where: bytes = b"") -> Callable[[Call, bytes], byte
     return change
 
 
+def rename_vmflag(
+    pattern: bytes, new: bytes, without: bytes = b""
+) -> Callable[[Call, bytes], bytes]:
+    """Flags are shown by another name (in VMAs that have not the flag ``without``)."""
+
+    def other(match: re.Match[bytes]) -> bytes:
+        line = match[0]
+        if without and b" %s " % without in line:
+            return line
+        return re.sub(rb" (?:%s)(?= )" % pattern, b" " + new, line)
+
+    return lambda call, data: re.sub(rb"(?m)^VmFlags:.*$", other, data)
+
+
 def renumber_field(name: bytes, new: Callable[[int], int]) -> Callable[[Call, bytes], bytes]:
     """A counter in kB is another."""
     pattern = rb"(%s:)(\s+\d+)(?= kB)" % re.escape(name)
