@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PAGEMAP_SCAN, the ioctl(2) of /proc/PID/pagemap: pages by category (6.7).
+"""PAGEMAPSCAN, the ioctl(2) of /proc/PID/pagemap: pages by category (6.7).
 
 Source: Documentation/admin-guide/mm/pagemap.rst.
 """
@@ -18,7 +18,7 @@ from helpers.syscalls import PAGE, ioctls
 WPALLOWED, WRITTEN, FILE, PRESENT, SWAPPED, PFNZERO, HUGE, SOFT_DIRTY, GUARD = (
     1 << n for n in range(9)
 )
-_SCAN = ioctls.request(ord("f"), 16, 96)
+SCAN = ioctls.request(ord("f"), 16, 96)
 
 
 def scan(
@@ -35,7 +35,7 @@ def scan(
     words = (96, 0, region.addr, region.end, 0, where, room, 0, 0, all_of, any_of, told)
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        found = fcntl.ioctl(fd, _SCAN, bytearray(struct.pack("=12Q", *words)))
+        found = fcntl.ioctl(fd, SCAN, bytearray(struct.pack("=12Q", *words)))
     finally:
         os.close(fd)
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""PROCMAP_QUERY, the ioctl(2) of /proc/PID/maps: one VMA at a time, without text (6.11).
+"""PROCMAPQUERY, the ioctl(2) of /proc/PID/maps: one VMA at a time, without text (6.11).
 
 Source: include/uapi/linux/fs.h.
 """
@@ -15,7 +15,7 @@ from helpers.memory import Region
 from helpers.syscalls import ioctls
 
 _LAYOUT = "=9Q4I2Q"
-_QUERY = ioctls.request(ord("f"), 17, struct.calcsize(_LAYOUT))
+QUERY = ioctls.request(ord("f"), 17, struct.calcsize(_LAYOUT))
 _COVERING_OR_NEXT = 0x10
 
 
@@ -45,7 +45,7 @@ def vmas(region: Region, pid: int | str = "self") -> list[QueriedVma]:
             query = bytearray(struct.calcsize(_LAYOUT))
             struct.pack_into("=3Q", query, 0, len(query), _COVERING_OR_NEXT, addr)
             try:
-                fcntl.ioctl(fd, _QUERY, query)
+                fcntl.ioctl(fd, QUERY, query)
             except FileNotFoundError:
                 break
             _, _, _, start, addr, flags, page, offset, inode, major, minor, *_ = struct.unpack(

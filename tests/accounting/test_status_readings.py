@@ -117,7 +117,7 @@ def test_every_file_tells_the_same_of_small_pages(kind, method):
 
 @by_memory_kind(2, only=("thp", "hugetlb"))
 @pytest.mark.parametrize("method", LOCK)
-@pytest.mark.detects("smaps-locked-of-huge-is-small", "hugetlb-pages-not-shown")
+@pytest.mark.detects("smaps-locked-of-huge-is-small")
 def test_every_file_tells_the_same_of_huge_pages(kind, method):
     """The same of memory in huge pages: Locked counts each in full, hugetlb memory has columns
     of its own and is never locked."""

@@ -54,6 +54,11 @@ def fill(region, kind):
     return [written, read, ABSENT, written, last, ABSENT]
 
 
+def runs(values):
+    """Equal neighbours as one: (how many, value). A list of thousands takes minutes to show."""
+    return [(len(list(same)), value) for value, same in itertools.groupby(values)]
+
+
 def by_page(kind, units):
     """A value for each page from one for each unit."""
     return [value for value in units for _ in range(kind.unit // PAGE)]
@@ -84,20 +89,22 @@ def bits(region, pid="self"):
 
 
 @by_memory_kind(2)
+@pytest.mark.detects("pagemap-exclusive-missing", "pagemap-file-bit-missing")
 def test_pagemap_bits_are_what_was_done_to_each_page(kind):
     """Each page of memory of any kind is present, file or shared, mapped exclusively, swapped or
     none of it in pagemap by what was done to it, the same while locked and unlocked; absent when
     it is given up, and nothing when it is unmapped."""
     with every_kind.mapping_of(kind, UNITS) as region:
-        assert bits(region) == [set()] * region.pages, "untouched"
-        wanted = by_page(kind, [BITS[state] for state in fill(region, kind)])
-        assert bits(region) == wanted, "while locked"
+        nothing = [(region.pages, set())]
+        assert runs(bits(region)) == nothing, "untouched"
+        wanted = runs(by_page(kind, [BITS[state] for state in fill(region, kind)]))
+        assert runs(bits(region)) == wanted, "while locked"
         syscalls.munlock(region.addr, region.size)
-        assert bits(region) == wanted, "unlocked"
+        assert runs(bits(region)) == wanted, "unlocked"
         # hugetlb took no such advice before 5.18; secret memory takes none while it is lo.
         if kind.id not in {"hugetlb", "secret"}:
             syscalls.madvise(region.addr, region.size, syscalls.MADV_DONTNEED)
-            assert bits(region) == [set()] * region.pages, "given up"
+            assert runs(bits(region)) == nothing, "given up"
     assert not any(pagemap.entries(region.addr, region.pages)), "unmapped"
 
 
@@ -115,6 +122,7 @@ TOLD = (
 
 @by_memory_kind(2)
 @pytest.mark.needs("pagemap-scan")
+@pytest.mark.detects("pagemap-scan-file-missing")
 def test_scan_of_pagemap_says_the_same_of_each_page(kind):
     """PAGEMAP_SCAN puts each page into the categories that its pagemap bits say, in one range for
     equal neighbours, and finds by each category exactly the pages that have it."""
@@ -122,17 +130,19 @@ def test_scan_of_pagemap_says_the_same_of_each_page(kind):
     with every_kind.mapping_of(kind, UNITS) as region:
         states = by_page(kind, fill(region, kind))
         wanted = [SCANNED[s] | (huge if s != ABSENT else 0) for s in states]
-        assert pagemap_scan.categories(region, TOLD) == wanted, "categories, page by page"
+        seen = runs(pagemap_scan.categories(region, TOLD))
+        assert seen == runs(wanted), "categories, page by page"
         ranges = pagemap_scan.scan(region, any_of=pagemap_scan.PRESENT, told=TOLD)
         joints = [a == b[0] and c == b[2] for (_, a, c), b in itertools.pairwise(ranges)]
         assert not any(joints), "equal neighbours are one range"
         for category in (pagemap_scan.PRESENT, pagemap_scan.FILE, pagemap_scan.PFNZERO):
             found = pagemap_scan.scan(region, all_of=category, told=category)
-            pages = [n for first, last, _ in found for n in range(first, last)]
-            assert pages == [n for n, c in enumerate(wanted) if c & category], f"by {category}"
-        assert [bool(c & pagemap_scan.PRESENT) for c in wanted] == pagemap.present(
-            region.addr, region.pages
-        ), "and pagemap agrees"
+            told = [False] * region.pages
+            for first, last, _ in found:
+                told[first:last] = [True] * (last - first)
+            assert runs(told) == runs(bool(c & category) for c in wanted), f"by {category}"
+        there = runs(bool(c & pagemap_scan.PRESENT) for c in wanted)
+        assert runs(pagemap.present(region.addr, region.pages)) == there, "and pagemap agrees"
 
 
 FLAGS = {
@@ -195,6 +205,7 @@ def test_page_flags_are_the_kinds_and_the_locks(kind):
 @by_memory_kind(2)
 @pytest.mark.needs("numa-maps")
 @pytest.mark.source("numa(7)")
+@pytest.mark.detects("numa-maps-page-left-out")
 def test_numa_maps_counts_the_pages_of_each_vma(kind):
     """numa_maps has a line for each VMA that a lock makes, whose nodes add up to the pages that
     are there (the zero page is none), anonymous or not as they are."""

@@ -92,6 +92,7 @@ def test_each_flag_has_its_name_beside_the_locks(act, order, lock):
     with mapping("private", 4) as region, contextlib.ExitStack() as stack:
         region.touch()
         base = flags(region)
+        assert not base & {"lo", "lf", "??"}, "not locked, and every flag has a name"
         if order == "before the lock":
             do(region, stack)
         if lock != "unlocked" and act != "no access":

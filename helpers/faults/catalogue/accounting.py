@@ -298,13 +298,4 @@ FAULTS = (
         "readout",
         on_reads(shown.rewrite_proc_file("status", shown.column_in_other(b"RssFile", b"RssAnon"))),
     ),
-    Fault(
-        "hugetlb-pages-not-shown",
-        CHAPTER,
-        "HugetlbPages in status is 0",
-        "readout",
-        on_reads(
-            shown.rewrite_proc_file("status", shown.renumber_field(b"HugetlbPages", lambda kb: 0))
-        ),
-    ),
 )

@@ -7,7 +7,7 @@ from helpers import syscalls
 from helpers.faults.catalogue.common import both_locks, on_reads
 from helpers.faults.effects import conditions, files, requests, shown
 from helpers.faults.fault import Fault
-from helpers.observe import pagemap
+from helpers.observe import pagemap, pagemap_scan
 from helpers.syscalls import MAP_LOCKED, MLOCK_ONFAULT, MS_INVALIDATE
 
 CHAPTER = "residency"
@@ -172,6 +172,27 @@ FAULTS = (
         "pagemap shows every page as present",
         "readout",
         on_reads(shown.edit_words(shown.PAGEMAP, shown.all_present)),
+    ),
+    Fault(
+        "pagemap-exclusive-missing",
+        CHAPTER,
+        "pagemap does not tell pages that are mapped once",
+        "readout",
+        on_reads(shown.edit_words(shown.PAGEMAP, shown.clear(pagemap.EXCLUSIVE))),
+    ),
+    Fault(
+        "pagemap-scan-file-missing",
+        CHAPTER,
+        "PAGEMAP_SCAN does not tell file pages from anonymous ones, nor the zero page",
+        "readout",
+        {"ioctl": shown.scan_without(pagemap_scan.FILE | pagemap_scan.PFNZERO)},
+    ),
+    Fault(
+        "numa-maps-page-left-out",
+        CHAPTER,
+        "numa_maps counts a page too few of each node",
+        "readout",
+        on_reads(shown.rewrite_proc_file("numa_maps", shown.node_page_left_out)),
     ),
     Fault(
         "mincore-unaligned-accepted",

@@ -346,4 +346,11 @@ FAULTS = (
         "side-effect",
         {"mremap": requests.moved_like_first},
     ),
+    Fault(
+        "procmap-query-locked-longer",
+        CHAPTER,
+        "PROCMAP_QUERY gives locked VMAs a page more",
+        "readout",
+        {"ioctl": shown.query_locked_longer},
+    ),
 )

@@ -26,6 +26,8 @@ def show_column(title: str, change: RowChange) -> Effect:
         yield
         head, newline, rest = call.data.partition(b"\n")
         titles = head.decode().split()
+        if title not in titles:  # the end of the file
+            return
         lines = [_changed(line, titles, title, change) for line in rest.split(b"\n")]
         call.write(call.args[1], head + newline + b"\n".join(lines))
 

@@ -13,7 +13,7 @@ from helpers import syscalls
 from helpers.faults.call import Call, Effect, ReadFilter
 from helpers.faults.effects.accounting import process_file, renumber
 from helpers.faults.effects.conditions import CallPredicate, EffectSteps, VmaPredicate, always, file
-from helpers.observe import maps, mincore, page_flags, pagemap
+from helpers.observe import maps, mincore, page_flags, pagemap, pagemap_scan, procmap_query
 from helpers.syscalls import PAGE
 
 
@@ -375,6 +375,39 @@ def mincore_tells_owner(call: Call) -> EffectSteps:
     os.close(found[1])
     if owner != call.uid:
         call.write(call.args[2], b"\1" * len(_vector(call)))
+
+
+def query_locked_longer(call: Call) -> EffectSteps:
+    """PROCMAP_QUERY gives a locked VMA a page more."""
+    result = yield
+    if result == 0 and call.args[1] & 0xFFFFFFFF == procmap_query.QUERY:
+        at = call.args[2] + 24
+        start, end = struct.unpack("=2Q", call.memory(at, 16))
+        if call.locked(start, end):
+            call.write(at, struct.pack("=2Q", start, end + PAGE))
+
+
+def scan_without(mask: int) -> Effect:
+    """PAGEMAP_SCAN leaves out categories of what it finds."""
+
+    def effect(call: Call) -> EffectSteps:
+        result = yield
+        if result > 0 and call.args[1] & 0xFFFFFFFF == pagemap_scan.SCAN:
+            (vector,) = struct.unpack("=Q", call.memory(call.args[2] + 40, 8))
+            for at in range(vector + 16, vector + 24 * result, 24):
+                (word,) = struct.unpack("=Q", call.memory(at, 8))
+                call.write(at, struct.pack("=Q", word & ~mask))
+
+    return effect
+
+
+def _one_less(match: re.Match[bytes]) -> bytes:
+    return match[1] + str(max(0, int(match[2]) - 1)).rjust(len(match[2]), "0").encode()
+
+
+def node_page_left_out(call: Call, data: bytes) -> bytes:
+    """Each count of a node lacks a page."""
+    return re.sub(rb"( N\d+=)(\d+)", _one_less, data)
 
 
 def all_present(call: Call, first: int, words: array[int]) -> array[int]:
