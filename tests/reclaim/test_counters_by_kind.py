@@ -131,8 +131,11 @@ def test_cgroups_counter_follows_a_lock_of_each_kind(reclaim, kind):
     units = PAGES if kind.unit == PAGE else 2
     with reclaim.cgroup() as group, stub_with(kind, units) as (stub, region):
         group.add(stub.pid)
-        if kind.id.startswith("file"):  # else its cache is charged to who wrote the file
+        if kind.id.startswith("file"):
+            # What is cached is charged to who wrote the file; and a large folio that is mapped
+            # page by page is left to reclaim to mark (__folio_add_file_rmap() in mm/rmap.c).
             os.posix_fadvise(region.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            stub.call("madvise", region.addr, region.size, syscalls.MADV_RANDOM)
         half = region.size // 2
         pages = region.pages if kind.lock else 0
         assert unevictable(group, 0) == 0, "before"
