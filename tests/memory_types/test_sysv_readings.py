@@ -279,7 +279,7 @@ def test_every_page_is_in_rss_or_in_swap(reclaim, way):
             sysv_segment.unlock(locked.id)
 
 
-@pytest.mark.needs("hugetlb")
+@pytest.mark.needs("hugetlb", "CAP_IPC_LOCK")
 @pytest.mark.deviation("shm-huge-rss-multiplied")
 def test_rss_of_a_huge_segment_is_in_bytes_of_its_pages():
     """rss of a segment of huge pages is the bytes of those that were touched, and no part of it is

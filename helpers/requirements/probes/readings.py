@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,8 +42,14 @@ def _numa_maps() -> None:
 
 
 def _map_files() -> None:
-    if not Path("/proc/self/map_files").is_dir():
-        raise Unavailable("no /proc/PID/map_files", "", "CONFIG_CHECKPOINT_RESTORE=y")
+    with memory.mapping("memfd-shared", 1) as page:
+        try:
+            os.stat(f"/proc/self/map_files/{page.addr:x}-{page.end:x}")
+        except OSError as error:
+            raise Unavailable(
+                "links of /proc/self/map_files cannot be followed", str(error),
+                "root: CAP_SYS_ADMIN; CONFIG_CHECKPOINT_RESTORE=y",
+            ) from None  # fmt: skip
 
 
 def _soft_dirty() -> None:
