@@ -66,3 +66,21 @@ def _place(stub: StubProcess, kind: MemoryKind, size: int, fd: int) -> int:
     if kind.id == "thp":
         stub.call("madvise", addr, size, syscalls.MADV_HUGEPAGE)
     return addr
+
+
+_GRND_INSECURE = 4  # does not wait for entropy
+
+
+def fill(stub: StubProcess, addr: int, size: int) -> None:
+    """Write a range there, in few calls, with pages that do not compress."""
+    while size > 0:
+        done = stub.call("getrandom", addr, size, _GRND_INSECURE)
+        addr, size = addr + done, size - done
+
+
+def settle(stub: StubProcess) -> None:
+    """Fold the counters of its RSS that a task keeps to itself, of up to 65 faults (before 6.2):
+    done where it unmaps a page that is there (add_mm_rss_vec() in mm/memory.c)."""
+    page = stub.mmap(1)
+    stub.store(page)
+    stub.call("munmap", page, PAGE)

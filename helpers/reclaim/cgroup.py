@@ -155,6 +155,17 @@ class Cgroup:
         """memory.stat: bytes and events, by the kernel's names."""
         return _stat(self._read("memory.stat"))
 
+    def of_nodes(self, name: str) -> int | None:
+        """A line of memory.numa_stat in pages, summed over the nodes; None without CONFIG_NUMA."""
+        if not self.has("memory.numa_stat"):
+            return None
+        for line in self._read("memory.numa_stat").splitlines():
+            first, *nodes = line.split()
+            if first.partition("=")[0] == name:
+                told = sum(int(node.partition("=")[2]) for node in nodes)
+                return told if self.version == 1 else told // PAGE
+        raise LookupError(f"no {name} in memory.numa_stat")
+
     def settled(self, name: str, pages: int) -> int:
         """A line of memory.stat in pages, once it is about as expected, or after the kernel's own
         interval for folding it."""

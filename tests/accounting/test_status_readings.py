@@ -13,7 +13,7 @@ from helpers import syscalls
 from helpers.machine import kernel_version
 from helpers.memory import every_kind
 from helpers.observe import maps, status
-from helpers.processes.stub_memory import stub_with
+from helpers.processes.stub_memory import settle, stub_with
 from helpers.pytest_plugin.parametrize import by_memory_kind
 from helpers.syscalls import PAGE, PAGE_KB
 
@@ -48,14 +48,6 @@ COLUMNS = {"anon": "RssAnon", "file": "RssFile", "shmem": "RssShmem", "hugetlb":
 def rollup(pid):
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     return {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-
-
-def settle(stub):
-    """Before 6.2 a task keeps what up to 65 faults have added to itself, until it unmaps a page
-    (add_mm_rss_vec() in mm/memory.c)."""
-    page = stub.mmap(1)
-    stub.store(page)
-    stub.call("munmap", page, PAGE)
 
 
 class Told(dict):

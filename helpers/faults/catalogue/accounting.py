@@ -9,6 +9,7 @@ from helpers.faults.effects import accounting, conditions, shown
 from helpers.faults.fault import Fault
 
 CHAPTER = "accounting"
+_SHARED = rb"^\S+ ..[-x]s "
 FAULTS = (
     Fault(
         "vmlck-one-page-less",
@@ -270,7 +271,7 @@ FAULTS = (
         "Locked in smaps is 0 for shared mappings",
         "readout",
         on_reads(
-            shown.rewrite_proc_file("smaps", shown.locked_where(rb"^\S+ ..[-x]s ", lambda kb: 0))
+            shown.rewrite_proc_file("smaps", shown.field_where(b"Locked", _SHARED, lambda kb: 0))
         ),
     ),
     Fault(
@@ -280,7 +281,8 @@ FAULTS = (
         "readout",
         on_reads(
             shown.rewrite_proc_file(
-                "smaps", shown.locked_where(rb"AnonHugePages: +[1-9]", lambda kb: kb // 512)
+                "smaps",
+                shown.field_where(b"Locked", rb"AnonHugePages: +[1-9]", lambda kb: kb // 512),
             )
         ),
     ),

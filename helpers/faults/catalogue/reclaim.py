@@ -10,6 +10,7 @@ from helpers.faults.fault import Fault
 from helpers.observe import page_flags
 
 CHAPTER = "reclaim"
+_SHARED = rb"^\S+ ..[-x]s "
 FAULTS = (
     Fault(
         "reclaim-takes-locked",
@@ -323,5 +324,37 @@ FAULTS = (
             "munlock": counters.uncount_unlockable,
             **on_reads(counters.show_kept(counters.EVERYWHERE)),
         },
+    ),
+    Fault(
+        "memcg-nodes-stuck",
+        CHAPTER,
+        "unevictable of memory.numa_stat does not move",
+        "readout",
+        on_reads(counters.nodes_stuck),
+    ),
+    Fault(
+        "smaps-swap-of-shared-zero",
+        CHAPTER,
+        "Swap in smaps knows nothing of shared memory",
+        "readout",
+        on_reads(
+            shown.rewrite_proc_file("smaps", shown.field_where(b"Swap", _SHARED, lambda kb: 0))
+        ),
+    ),
+    Fault(
+        "vmswap-always-zero",
+        CHAPTER,
+        "VmSwap in status is 0",
+        "readout",
+        on_reads(shown.rewrite_proc_file("status", shown.renumber_field(b"VmSwap", lambda kb: 0))),
+    ),
+    Fault(
+        "rollup-swap-zero",
+        CHAPTER,
+        "Swap in smaps_rollup is 0",
+        "readout",
+        on_reads(
+            shown.rewrite_proc_file("smaps_rollup", shown.renumber_field(b"Swap", lambda kb: 0))
+        ),
     ),
 )

@@ -101,3 +101,22 @@ def uncount_unlockable(call: Call) -> EffectSteps:
     yield
     if call.range[0] == call.case.get("counted"):
         call.case["kept"] = 0
+
+
+def _nodes_stuck(call: Call) -> EffectSteps:
+    """unevictable of each node is what it was when first read."""
+    result = yield
+    if result > 0:
+        first: dict[int, bytes] = call.case.setdefault(call.file, {})
+        numbers = iter(range(1000))
+
+        def other(match: re.Match[bytes]) -> bytes:
+            return first.setdefault(next(numbers), match[0])
+
+        new = re.sub(rb"(?m)^unevictable[ =].*$", other, call.data)[: call.args[2]]
+        call.write(call.args[1], new)
+        call.set_result(len(new))
+
+
+nodes_stuck = ReadFilter(re.compile("/sys/fs/cgroup/.*/memory.numa_stat"), _nodes_stuck)
+"""memory.numa_stat does not move."""

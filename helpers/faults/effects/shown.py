@@ -78,15 +78,15 @@ def locked_is_rss(call: Call, data: bytes) -> bytes:
     return re.sub(rb"\nRss:(\s+\d+) kB((?:\n(?!Locked)\w+:.*)*)\nLocked:(\s+\d+)", one, data)
 
 
-def locked_where(which: bytes, new: Callable[[int], int]) -> Callable[[Call, bytes], bytes]:
-    """Locked is another in smaps of the VMAs that match a pattern there."""
+def field_where(
+    name: bytes, which: bytes, new: Callable[[int], int]
+) -> Callable[[Call, bytes], bytes]:
+    """A counter is another in smaps of the VMAs that match a pattern there."""
+    pattern = rb"(\n%s:)(\s+\d+)(?= kB)" % name
 
     def change(call: Call, data: bytes) -> bytes:
         records = re.split(rb"(?m)(?=^[0-9a-f]+-[0-9a-f]+ )", data)
-        return b"".join(
-            renumber(r, rb"(Locked:)(\s+\d+)(?= kB)", new) if re.search(which, r) else r
-            for r in records
-        )
+        return b"".join(renumber(r, pattern, new) if re.search(which, r) else r for r in records)
 
     return change
 
