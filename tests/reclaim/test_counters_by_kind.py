@@ -14,7 +14,7 @@ from helpers.processes import Child, cpus, errors
 from helpers.processes.stub_memory import fill, stub_with
 from helpers.pytest_plugin.parametrize import by_memory_kind
 from helpers.reclaim import cgroup, counter_rounds
-from helpers.syscalls import PAGE
+from helpers.syscalls import PAGE, numa
 
 pytestmark = [
     pytest.mark.share_process,
@@ -187,6 +187,15 @@ def truncated(stub, region):
     os.ftruncate(region.fd, 0)
 
 
+def moved_and_unmapped(stub, region):
+    here = numa.page_nodes(region, stub.pid)[0]
+    there = next(node for node in numa.nodes() if node != here)
+    numa.move_pages(region, there, stub.pid)
+    lru_batches.mlock_drain_local()
+    assert there in numa.page_nodes(region, stub.pid), "moved to another node"
+    munmap(stub, region)
+
+
 def exited(stub, region):
     with contextlib.suppress(errors.ChildExited):
         stub.call("exit_group", 0)
@@ -206,14 +215,16 @@ ENDS = [
     ("private", dropped),
     ("thp", dropped),
     ("memfd-shared", truncated),
+    *((kind, moved_and_unmapped) for kind in ("private", "thp", "memfd-shared")),
 ]
+ALSO_NEEDS = {dropped: ["dontneed-locked"], moved_and_unmapped: ["two-nodes"]}
 
 
 def by_end(*acts):
     """``kind`` and ``end``: each of :data:`ENDS`, or those of these acts."""
     found = []
     for kind, act in ENDS:
-        needs = (*every_kind.KINDS[kind].needs, *(["dontneed-locked"] if act is dropped else []))
+        needs = [*every_kind.KINDS[kind].needs, *ALSO_NEEDS.get(act, [])]
         if not acts or act in acts:
             marks = pytest.mark.needs(*needs) if needs else ()
             found.append(pytest.param(kind, act, id=f"{kind}-{act.__name__}", marks=marks))
@@ -224,7 +235,7 @@ def by_end(*acts):
 @by_end()
 @pytest.mark.needs("cgroup", "stub-process")
 @pytest.mark.usefixtures("one_cpu")
-@pytest.mark.detects("memcg-keeps-exited", "memcg-keeps-split")
+@pytest.mark.detects("memcg-keeps-exited", "memcg-keeps-split", "counters-keep-moved")
 def test_cgroups_counter_comes_back_however_a_lock_ends(reclaim, kind, end):
     """However locked memory is given up, whole or in parts, small pages or huge, unevictable of
     its cgroup is 0 afterwards."""
@@ -239,10 +250,11 @@ def test_cgroups_counter_comes_back_however_a_lock_ends(reclaim, kind, end):
 
 @pytest.mark.exclusive
 @BUDGET
-@by_end(munmap_in_parts, shrunk, truncated, killed, dropped)
+@by_end(munmap_in_parts, shrunk, truncated, killed, dropped, moved_and_unmapped)
 @pytest.mark.needs("kpageflags", "stub-process")
 @pytest.mark.usefixtures("one_cpu")
 @pytest.mark.detects("mlocked-counters-keep-split", "mlocked-counters-keep-exited")
+@pytest.mark.detects("counters-keep-moved")
 def test_machine_counters_keep_nothing_however_a_lock_ends(kind, end):
     """The counters of the machine, its nodes and zones grow by what a process locks, and keep
     nothing of it when it has ended, however it gave its memory up."""

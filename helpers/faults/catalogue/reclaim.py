@@ -315,6 +315,16 @@ FAULTS = (
         },
     ),
     Fault(
+        "counters-keep-moved",
+        CHAPTER,
+        "Mlocked and unevictable keep locked pages that have been moved to another node",
+        "readout",
+        {
+            "move_pages": counters.keep_moved,
+            **on_reads(counters.show_kept(counters.EVERYWHERE)),
+        },
+    ),
+    Fault(
         "unlockable-counted",
         CHAPTER,
         "a lock of memory that cannot be locked counts in Mlocked and unevictable",

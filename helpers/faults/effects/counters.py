@@ -82,6 +82,13 @@ def keep_part(call: Call) -> EffectSteps:
         _keep(call, parts // PAGE)
 
 
+def keep_moved(call: Call) -> EffectSteps:
+    """Pages of processes with locks that are moved to another node are kept where they were."""
+    result = yield
+    if result >= 0 and call.args[3] and any(call.locked_of(p.pid) for p in call.others()):
+        _keep(call, call.args[1])
+
+
 def count_unlockable(call: Call) -> EffectSteps:
     """A lock of memory that cannot be locked, or that is unevictable by birth, counts."""
     yield
