@@ -114,7 +114,10 @@ HERE = ("private", "shared", "memfd-private", "memfd-shared", "file-private", "f
 @pytest.mark.needs("cgroup", "stub-process")
 @pytest.mark.usefixtures("one_cpu")
 @pytest.mark.detects(
-    "memcg-unevictable-stuck", "memcg-shared-not-unevictable", "unlockable-counted"
+    "memcg-unevictable-stuck",
+    "memcg-shared-not-unevictable",
+    "memcg-nodes-stuck",
+    "unlockable-counted",
 )
 def test_cgroups_counter_follows_a_lock_of_each_kind(reclaim, kind):
     """unevictable of memory.stat and memory.numa_stat is 0 before a lock, grows as an on-fault
