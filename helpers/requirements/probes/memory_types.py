@@ -21,6 +21,7 @@ from helpers.requirements.facility import ROOT, Unavailable, unavailable_call
 from helpers.syscalls import (
     PAGE,
     bpf,
+    fail_nth,
     io_uring,
     numa,
     perf_event,
@@ -152,6 +153,18 @@ def _memory_failure() -> None:
             f"{ROOT}, a kernel with CONFIG_MEMORY_FAILURE=y and CONFIG_HWPOISON_INJECT "
             "(modprobe hwpoison-inject), debugfs mounted on /sys/kernel/debug",
         )  # fmt: skip
+
+
+def _fail_nth() -> None:
+    files = (Path(fail_nth.FILE), *fail_nth.WAITING)
+    missing = [str(path) for path in files if not os.access(path, os.W_OK)]
+    if missing:
+        raise Unavailable(
+            "allocations cannot be made to fail", ", ".join(missing),
+            f"{ROOT}, a kernel with CONFIG_FAILSLAB=y, CONFIG_FAIL_PAGE_ALLOC=y and "
+            "CONFIG_FAULT_INJECTION_DEBUG_FS=y, debugfs mounted on /sys/kernel/debug",
+        )  # fmt: skip
+    fail_nth.failing(1 << 20, lambda: None)
 
 
 def _numa_balancing() -> None:
@@ -471,6 +484,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "ksm": _ksm,
     "large-folios": _large_folios,
     "mergeable": _mergeable,
+    "fail-nth": _fail_nth,
     "memory-failure": _memory_failure,
     "movable-block": _movable_block,
     "numa-balancing": _numa_balancing,
