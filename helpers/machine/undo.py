@@ -240,6 +240,7 @@ SETTINGS = re.compile(
     r"|/proc/sys/kernel/(core_pattern|numa_balancing|randomize_va_space)"
     r"|/proc/sys/kernel/perf_event_(mlock_kb|paranoid)"
     r"|/proc/sys/user/max_user_namespaces"
+    r"|/sys/kernel/debug/(failslab|fail_page_alloc)/ignore-gfp-wait"
     r"|/sys/kernel/mm/(lru_gen|ksm|transparent_hugepage)/\w+"
     r"|/sys/kernel/mm/transparent_hugepage/hugepages-\d+kB/enabled"
     r"|/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"
