@@ -254,7 +254,7 @@ def _undo_setting(record: Path, what: dict[str, object]) -> None:
     found = _found(path)
     if found is None:
         return
-    if not stat.S_ISREG(found.st_mode) or not _filesystems(found) & {"proc", "sysfs"}:
+    if not stat.S_ISREG(found.st_mode) or not _filesystems(found) & {"debugfs", "proc", "sysfs"}:
         raise ValueError(f"{path} is not a setting; left alone")
     # What somebody else has set since is theirs.
     if _is_what_we_wrote(path, str(what["wrote"]), value):
