@@ -31,24 +31,27 @@ def part(region):
 
 
 CALLS = {
-    "mlock": (lambda r: syscalls.mlock(*part(r)), False),
-    "mlock-onfault": (lambda r: syscalls.mlock2(*part(r), syscalls.MLOCK_ONFAULT), False),
-    "munlock": (lambda r: syscalls.munlock(*part(r)), True),
-    "mlockall-current": (lambda r: syscalls.mlockall(CURRENT), False),
-    "mlockall-both": (lambda r: syscalls.mlockall(CURRENT | FUTURE), True),
-    "mlockall-onfault": (lambda r: syscalls.mlockall(CURRENT | syscalls.MCL_ONFAULT), True),
-    "munlockall": (lambda r: syscalls.munlockall(), True),
-    "mprotect": (lambda r: syscalls.mprotect(*part(r), syscalls.PROT_READ), True),
-    "madvise": (lambda r: syscalls.madvise(*part(r), syscalls.MADV_DONTFORK), True),
-    "mremap": (lambda r: syscalls.mremap(*part(r), 2 * part(r)[1], syscalls.MREMAP_MAYMOVE), True),
+    "mlock": (lambda r: syscalls.mlock(*part(r)), ""),
+    "mlock-onfault": (lambda r: syscalls.mlock2(*part(r), syscalls.MLOCK_ONFAULT), ""),
+    "munlock": (lambda r: syscalls.munlock(*part(r)), "whole"),
+    "mlockall-current": (lambda r: syscalls.mlockall(CURRENT), "part"),
+    "mlockall-both": (lambda r: syscalls.mlockall(CURRENT | FUTURE), "part"),
+    "mlockall-onfault": (lambda r: syscalls.mlockall(CURRENT | syscalls.MCL_ONFAULT), "part"),
+    "munlockall": (lambda r: syscalls.munlockall(), "part"),
+    "mprotect": (lambda r: syscalls.mprotect(*part(r), syscalls.PROT_READ), "whole"),
+    "madvise": (lambda r: syscalls.madvise(*part(r), syscalls.MADV_DONTFORK), "whole"),
+    "mremap": (
+        lambda r: syscalls.mremap(*part(r), 2 * part(r)[1], syscalls.MREMAP_MAYMOVE),
+        "whole",
+    ),
     "map-locked": (
         lambda r: syscalls.mmap(
             0, N * PAGE, flags=syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS | syscalls.MAP_LOCKED
         ),
-        True,
+        "whole",
     ),
 }
-"""A call, and whether the memory is locked before."""
+"""A call, and what is locked before: of a part that is, VMAs merge when all is alike."""
 
 
 def tried(region, name, number):
@@ -57,7 +60,7 @@ def tried(region, name, number):
     for page in range(N):
         syscalls.store(region.at(page), CONTENTS[page : page + 1])
     if locked:
-        syscalls.mlock(region.addr, region.size)
+        syscalls.mlock(*((region.addr, region.size) if locked == "whole" else part(region)))
     answer, reached = fail_nth.failing(number, lambda: make(region))
     seen = lock_accounting.read(region)
     whole = name == "mremap" and answer == "ok"  # the part is elsewhere then
@@ -87,7 +90,7 @@ def test_call_in_which_an_allocation_fails(reclaim, name, kind):
             assert left == 0, f"{what}: VmLck after munlockall"
             if not reached:
                 break
-            failed += answer != "ok"
+            failed += 1
         else:
             inconclusive(f"more than {MOST} allocations: the last ones were not reached")
     if not failed:
