@@ -9,6 +9,7 @@ PLUGINS = (
     "helpers.pytest_plugin.shared_process",
     "helpers.pytest_plugin.runner",
     "helpers.pytest_plugin.fault_injection",
+    "helpers.pytest_plugin.recording",
     "helpers.pytest_plugin.options",
     "helpers.pytest_plugin.requirements",
     "helpers.pytest_plugin.fixtures",
