@@ -326,7 +326,7 @@ class Program:
                 return actor.fds[value]
             raise CannotReproduce("it uses a file that was opened by the suite")
         if kind == "o":
-            return f"{value:#o}"
+            return f"0{value:o}"
         return self._size(value) if value > 1 << 20 else f"\x01{value}\x02"
 
     # Statements.
@@ -379,6 +379,8 @@ class Program:
         main = self._new("PARENT", self.head["pid"])
         main.effective = self.head["effective"]
         self.by_pid[main.pid] = main
+        if {"map-count", "vmas"} & {n.partition(":")[0] for n in self.head["needs"]}:
+            raise CannotReproduce("it is about how many VMAs the interpreter has already")
         for at, event in enumerate(self.events):
             handle = getattr(self, f"_on_{event['kind']}", None)
             if event["kind"] == "failed":
@@ -607,7 +609,9 @@ class Program:
             args = [*args, *[0] * (len(kinds) - len(args))][: len(kinds)]
         if name == "mremap":
             args = list(args)
-            if not args[3] & constants.MREMAP_FIXED and args[4] == 0:
+            # A C library reads the fifth argument for either flag, or for the first alone.
+            takes = constants.MREMAP_FIXED | constants.MREMAP_DONTUNMAP
+            if not args[3] & takes and args[4] == 0:
                 kinds, args = kinds[:4], args[:4]
         shown = ", ".join(
             self._argument(actor, "i" if k == "I" else k, a) for k, a in zip(kinds, args)
