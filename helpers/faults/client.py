@@ -96,6 +96,31 @@ class SupervisedFork:
         self.acted, self.problems = answer["acted"], answer["problems"]
 
 
+def run_program(faults: list[str], words: list[str]) -> tuple[int, SupervisedFork]:
+    """A program under these faults: its exit code (-N: ended by signal N), and what acted.
+
+    Raises TracingUnavailable, with nothing run.
+    """
+    probe()
+    service = SupervisorClient()
+    observer = SupervisedFork(service, faults, False)
+    observer.before_fork()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            observer.in_child()
+            os.execvp(words[0], words)
+        finally:
+            os._exit(127)
+    try:
+        observer.after_fork_in_parent(pid)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        observer.reaped()
+    finally:
+        service.close()
+    return status, observer
+
+
 def _numbers(names: Iterable[str]) -> list[int]:
     found = (ptrace.call_number(name) for name in names if name not in (CHILD, SIGNAL, END))
     return [number for number in found if number is not None]

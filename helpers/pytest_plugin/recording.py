@@ -51,6 +51,7 @@ def pytest_runtest_setup(item: pytest.Item):  # type: ignore[no-untyped-def]
             "statement": statement(item),
             "source": mark_texts(item, "source"),
             "deviation": mark_texts(item, "deviation"),
+            "detects": mark_texts(item, "detects"),
             "needs": mark_texts(item, "needs"),
         })  # fmt: skip
     yield

@@ -141,6 +141,18 @@ def _github(options: argparse.Namespace) -> int:
     return USAGE if _each(options.results, summarise) else 0
 
 
+def _reproduce(options: argparse.Namespace) -> int:
+    from helpers.report import reproduce
+
+    text = reproduce.program_of(result.load(Path(options.result)), options.case)
+    if options.output == "-":
+        say(text.removesuffix("\n"))
+        return 0
+    with replaced_file(Path(options.output)) as file:
+        file.write(text)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, 1 if something verified no longer is, 4 on input that cannot be used."""
     parser = Parser(prog="python -m helpers.report", description=__doc__)
@@ -177,6 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action = actions.add_parser("github", help="the job's summary and annotations, in Actions")
     action.add_argument("results", nargs="+", metavar="RESULT", help="result.json or its folder")
     action.set_defaults(run=_github)
+    action = actions.add_parser("reproduce", help="a C program that does what a case does")
+    action.add_argument("result", metavar="RESULT", help="result.json or its folder")
+    action.add_argument("case", metavar="ID", help="the id of a case in it")
+    action.add_argument(
+        "-o", "--output", default="case.c", help="- is standard output (default: case.c)"
+    )
+    action.set_defaults(run=_reproduce)
     options = parser.parse_args(arguments)
     return ended(lambda: options.run(options))
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""A C program from the record of a case: the same calls on the same shapes, the same facts checked."""
+"""A C program from the record of a case: the same calls on the same shapes, the same checks."""
 
 from __future__ import annotations
 
 import ast
 import errno
+import itertools
 import json
 import re
 import signal
@@ -51,12 +52,14 @@ class _Actor:
 
 
 _HEADERS = {
-    "errno.h": r"errno|E[A-Z]{3,}", "fcntl.h": r"open|O_\w+|fallocate|posix_fadvise", "grp.h": "setgroups",
+    "errno.h": r"errno|E[A-Z]{3,}",
+    "fcntl.h": r"open|O_\w+|fallocate|posix_fadvise", "grp.h": "setgroups",
     "limits.h": "LONG_MAX", "linux/capability.h": r"CAP_\w+|__user_cap_header_struct",
     "poll.h": "poll", "sched.h": r"sched_\w+|cpu_set_t|clone|unshare", "signal.h": r"SIG\w+|kill",
     "stdint.h": "uint64_t", "stdio.h": "printf", "stdlib.h": "strtol|mkstemp|atoi",
     "string.h": r"str\w+|mem(set|cpy)", "sys/mman.h": r"m\w+", "sys/prctl.h": "prctl",
-    "sys/resource.h": "prlimit|getrusage|rlim_t", "sys/shm.h": r"shm\w+", "sys/syscall.h": r"SYS_\w+",
+    "sys/resource.h": "prlimit|getrusage|rlim_t", "sys/shm.h": r"shm\w+",
+    "sys/syscall.h": r"SYS_\w+",
     "sys/wait.h": r"wait|waitpid|W[A-Z]+", "unistd.h": r"\w+",
     "sys/stat.h": "fchmod",
 }  # fmt: skip
@@ -95,7 +98,9 @@ _CALLS: dict[str, Sequence[Any]] = {
 }  # fmt: skip
 _BY_NUMBER = {"brk", "remap_file_pages", "mseal", "exit", "exit_group"}
 _POINTERS = {"mmap", "mremap", "shmat", "sbrk", "brk"}
-_NUMBERS = {"present_count", "mincore_count", "vmlck", "vmlck_kb", "status_kb", "locked_kb", "rollup_kb"}
+_NUMBERS = {
+    "present_count", "mincore_count", "vmlck", "vmlck_kb", "status_kb", "locked_kb", "rollup_kb",
+}  # fmt: skip
 _KB = {"vmlck_kb", "status_kb", "locked_kb", "rollup_kb"}
 
 
@@ -122,8 +127,9 @@ class _Messages:
                 text = ast.unparse(node.msg) if not isinstance(node.msg, ast.Constant) else str(
                     node.msg.value)  # fmt: skip
                 if isinstance(node.msg, ast.JoinedStr):
+                    parts = node.msg.values
                     text = "".join(
-                        str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.msg.values
+                        str(v.value) if isinstance(v, ast.Constant) else "…" for v in parts
                     )
                 self.asserts.append((node.lineno, node.end_lineno or node.lineno, text))
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -145,9 +151,10 @@ class _Messages:
 
 
 _KEYWORDS = {
-    "auto", "break", "case", "char", "const", "default", "do", "double", "else", "enum", "extern", "float",
-    "for", "if", "int", "long", "register", "return", "short", "signed", "static", "struct", "switch",
-    "union", "unsigned", "void", "while", "page", "self", "text", "main", "failures", "report",
+    "auto", "break", "case", "char", "const", "default", "do", "double", "else", "enum", "extern",
+    "float", "for", "if", "int", "long", "register", "return", "short", "signed", "static",
+    "struct", "switch", "union", "unsigned", "void", "while", "page", "self", "text", "main",
+    "failures", "report",
 }  # fmt: skip
 
 
@@ -265,9 +272,11 @@ class Program:
             if addr >= _TOP - (1 << 20):
                 n = _TOP - addr
                 pages, rest = divmod(n, self.page)
-                return f"(void *)(0 - {_times(pages) if pages else ''}{' - ' if pages and rest else ''}" \
-                       f"{rest or ''})".replace("(0 - )", "0")
-            if 1 << 47 <= addr or addr < 1 << 16:
+                below = " - ".join(
+                    ([_times(pages)] if pages else []) + ([str(rest)] if rest else [])
+                )
+                return f"(void *)(0 - {below})"
+            if addr >= 1 << 47 or addr < 1 << 16:
                 if addr == (_TOP // 2 - 1) & -self.page:
                     return "(void *)(LONG_MAX & -page)"
                 return f"(void *){addr:#x}UL"
@@ -474,7 +483,8 @@ class Program:
         if data != data[:1] * len(data):
             raise CannotReproduce("it writes contents that are no repeated byte")
         where = self._argument(actor, "f", fd)
-        text = f"{where}, {data[0] if data else 0:#x}, {self._size(len(data))}, {self._size(offset)}"
+        byte = data[0] if data else 0
+        text = f"{where}, {byte:#x}, {self._size(len(data))}, {self._size(offset)}"
         self._say(actor, f"MUST(fill_file({text}));")
 
     def _on_os(self, event: dict[str, Any], at: int) -> None:
@@ -497,7 +507,8 @@ class Program:
             return
         if name == "pread":
             size, data = self._size(args[1]), bytes.fromhex(event["value"])
-            call = f"file_contents({self._argument(actor, 'f', args[0])}, {size}, {self._size(args[2])})"
+            file = self._argument(actor, "f", args[0])
+            call = f"file_contents({file}, {size}, {self._size(args[2])})"
             self._check_text(actor, event, "contents of the file", call, self._contents(data))
             return
         if name in ("ftruncate", "fsync", "fdatasync", "dup", "fchmod") and "error" not in event:
@@ -624,7 +635,8 @@ class Program:
         return f"{name}({shown})"
 
     def _on_call(self, event: dict[str, Any], at: int) -> None:
-        actor, name, args, result = self._actor(event), event["name"], event["args"], event["result"]
+        actor, name = self._actor(event), event["name"]
+        args, result = event["args"], event["result"]
         name = {"mmap64": "mmap"}.get(name, name)
         if event.get("skip") or (name == "prctl" and args[0] in (1, 0x59616D61)):
             return
@@ -697,8 +709,8 @@ class Program:
 
     def _segment_size(self, number: int) -> int:
         for event in self.events:
-            if event["kind"] == "call" and event["name"] == "shmget":
-                if event["result"] == str(number) or event["result"] == hex(number):
+            if event["kind"] == "call" and event["name"] == "shmget":  # noqa: SIM102
+                if event["result"] in (str(number), hex(number)):
                     return -(-int(event["args"][1]) // self.page) * self.page
         return self.page
 
@@ -906,7 +918,7 @@ class Program:
         elif name == "mincore_count":
             call = "resident_pages({}, {})".format(*self._range(actor, data))
         elif name in ("status_kb", "rollup_kb"):
-            call = f'{name}({pid}, "{data["name"]}")'.replace('rollup_kb(', 'rollup_kb(')
+            call = f'{name}({pid}, "{data["name"]}")'.replace("rollup_kb(", "rollup_kb(")
         else:
             call = {"vmlck": "vmlck_pages", "vmlck_kb": "vmlck_kb", "locked_kb": "lo_kb"}[name]
             call += f"({pid})"
@@ -917,7 +929,7 @@ class Program:
                 self._say(actor, f"check_number({label}, {call}, {value});")
                 self.checks += 1
             return
-        variable = self._name(self.messages.name(event["line"]) or {"vmlck": "vmlck"}.get(name, name))
+        variable = self._name(self.messages.name(event["line"]) or name)
         self.variables[json.dumps(origin)] = variable
         event["whose"] = self.by_pid.get(data.get("pid"), actor)
         event["volatile"] = event["whose"].locks_all
@@ -1007,7 +1019,8 @@ class Program:
                 needed.add("after_exec")
         parts = self._parts(needed)
         script = "\n".join(code)
-        return "\n".join([self._head(), *self._top(parts, script), self._main(parts, script, vector)])
+        main = self._main(parts, script, vector)
+        return "\n".join([self._head(), *self._top(parts, script), main])
 
     def _parts(self, needed: set[str]) -> list[str]:
         wanted: set[str] = set()
@@ -1054,13 +1067,16 @@ class Program:
             "\tprctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); /* no huge pages: a touch is one page */\n"
         )
         if self.alone:
-            return f"\nint main(void)\n{{\n{vector}{start}{crash}\n{script}\n\treturn verdict();\n}}\n"
+            body = f"{vector}{start}{crash}\n{script}"
+            return f"\nint main(void)\n{{\n{body}\n\treturn verdict();\n}}\n"
         again = ""
         arguments = "void"
         if "after_exec" in parts:
             arguments = "int argc, char **argv"
-            again = "\tif (argc > 2) {\n\t\tafter_exec(atoi(argv[1]), atoi(argv[2]));\n" \
-                    "\t\tscript();\n\t\tpause();\n\t}\n"
+            again = (
+                "\tif (argc > 2) {\n\t\tafter_exec(atoi(argv[1]), atoi(argv[2]));\n"
+                "\t\tscript();\n\t\tpause();\n\t}\n"
+            )
         leave = "\twhile (self() != 0)\n\t\tpause(); /* until the parent ends */\n"
         return (
             f"\nstatic void script(void)\n{{\n{vector}{script}\n}}\n"
@@ -1074,16 +1090,24 @@ class Program:
         rows += ["", f"Case:   {node}"]
         rows += [f"Source: {text}" for text in self.head["source"]]
         rows += [f"Known:  {text}" for text in self.head.get("deviation", ())]
-        rows += ["", "cc -O2 -Wall -Wextra -Werror -static case.c -o case && ./case",
-                 "1: the fault is there, 0: it is not, 2: the program could not be set up."]  # fmt: skip
+        rows += [
+            "",
+            "cc -O2 -Wall -Wextra -Werror -static case.c -o case && ./case",
+            "1: the fault is there, 0: it is not, 2: the program could not be set up.",
+            "What it does and checks is at the end of this file; before it, what reads /proc.",
+        ]
         inner = "\n".join(f" * {row}".rstrip() for row in rows).replace("*/", "* /")
         return f"// SPDX-License-Identifier: MIT\n/*\n{inner}\n */"
 
     def _trimmed(self) -> list[tuple[int, str]]:
         """Without what comes after the last check, and without variables that nobody reads."""
         lines = self.lines
-        last = max(i for i, (_, text) in enumerate(lines)
-                   if text.startswith(("check_", "FAILS", "SUCCEEDS")) and "munmap" not in text)  # fmt: skip
+        checks = ("check_", "FAILS", "SUCCEEDS")
+        last = max(
+            i
+            for i, (_, text) in enumerate(lines)
+            if text.startswith(checks) and "munmap" not in text
+        )
         lines = lines[: last + 1]
         while True:
             text = _code("\n".join(t for _, t in lines))
@@ -1121,8 +1145,8 @@ class Program:
                 label, _, rest = line.partition('", ')
                 if simple and uses == 2 and re.search(rf"\b{name}\b", rest):
                     assert match is not None
-                    value = match[2]
-                    found[-1] = (index, f'{label}", ' + re.sub(rf"\b{name}\b", lambda _: value, rest))
+                    value = match[2].replace("\\", r"\\")
+                    found[-1] = (index, f'{label}", ' + re.sub(rf"\b{name}\b", value, rest))
                     self.shared.pop(name, None)
                     continue
             found.append((index, line))
@@ -1141,7 +1165,8 @@ class Program:
 def _leaves(origin: Any) -> set[str]:
     if isinstance(origin, str):
         return {origin} if re.fullmatch(r"\d+\.\d+", origin) else set()
-    return {leaf for part in origin for leaf in _leaves(part)} if isinstance(origin, list) else set()
+    parts = origin if isinstance(origin, list) else []
+    return {leaf for part in parts for leaf in _leaves(part)}
 
 
 def _mentions(event: dict[str, Any], part: Any) -> bool:
@@ -1220,7 +1245,7 @@ def _loops(lines: list[str]) -> list[str]:
         varies = [n for n in range(len(rows[0])) if len({row[n] for row in rows}) > 1]
         columns = [[int(row[n], 0) for row in rows] for n in varies]
         fits = len(rows) >= 4 and columns and not re.match(r"[^(]*\w = |\x05", lines[at])
-        steps = {tuple(b - a for a, b in zip(c, c[1:])) for c in columns}
+        steps = {tuple(b - a for a, b in itertools.pairwise(c)) for c in columns}
         if not fits or len(steps) > 1:
             found += [_rendered(line) for line in lines[at:end]]
             at = end
@@ -1283,12 +1308,10 @@ def from_record(path: Path) -> str:
     try:
         return Program(head, events).write()
     except (KeyError, IndexError, ValueError) as error:
-        raise CannotReproduce(f"its record cannot be followed ({type(error).__name__}: {error})") from None
+        why = f"{type(error).__name__}: {error}"
+        raise CannotReproduce(f"its record cannot be followed ({why})") from None
 
 
 def statements(text: str) -> int:
     """Lines of main and script: what a reader has to follow."""
     return text[text.rfind("\nint main(") :].count("\n")
-
-
-

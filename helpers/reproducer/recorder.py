@@ -199,9 +199,7 @@ def _looks() -> None:
 
     _whole_function(maps.at, at)
 
-    def vmas(
-        recorder: Recorder, value: Any, pid: Any = "self", low: int = 0, high: int = 0
-    ) -> Any:
+    def vmas(recorder: Recorder, value: Any, pid: Any = "self", low: int = 0, high: int = 0) -> Any:
         if high and high - low < 1 << 30:
             seen = [[max(v.start, low) - low, min(v.end, high) - low, v.perms] for v in value]
             recorder.event("look", name="vmas", at={"low": low, "high": high, "unit": 1,
@@ -226,9 +224,7 @@ def _looks() -> None:
 
     _whole_function(maps.smaps, smaps)
 
-    def frames(
-        recorder: Recorder, value: Any, addr: int, pages: int, *pids: int | str
-    ) -> Any:
+    def frames(recorder: Recorder, value: Any, addr: int, pages: int, *pids: int | str) -> Any:
         shots = value if isinstance(value, list) else [value]
         seen = {
             "mlocked": [_bits(s.mlocked) for s in shots],
@@ -516,7 +512,7 @@ def _os_functions() -> None:
             _recorder.event("rlimit", which=int(which), of=pid, soft=limits[0], hard=limits[1])
         return old
 
-    resource.setrlimit, resource.prlimit = limited, prlimited  # type: ignore[assignment]
+    resource.setrlimit, resource.prlimit = limited, prlimited
 
 
 def _os_function(name: str, original: Any, anybody: bool) -> Any:
@@ -578,7 +574,9 @@ def _stub_process() -> None:
     many = stub.StubProcess.calls
     stub.StubProcess.calls = functools.wraps(many)(calls)  # type: ignore[method-assign]
 
-    def store(recorder: Recorder, _: Any, self: stub.StubProcess, addr: int, byte: int = 0x5A) -> Any:
+    def store(
+        recorder: Recorder, _: Any, self: stub.StubProcess, addr: int, byte: int = 0x5A
+    ) -> Any:
         recorder.event("memset", addr=addr, size=1, byte=byte, actor=self.pid)
 
     stub.StubProcess.store = _before_whole(stub.StubProcess.store, store)  # type: ignore[method-assign]
@@ -629,6 +627,3 @@ def failed(left: object, right: object) -> None:
     _recorder.event("failed")
     tracked.pair(left, right)
     _recorder.stopped = True
-
-
-

@@ -90,11 +90,11 @@ class TrackedInt(int):
         return self._with("/", other, int.__floordiv__(self, other))
 
     def __eq__(self, other: object) -> Any:
-        held = int.__eq__(self, other)  # type: ignore[operator]
+        held = int.__eq__(self, other)
         return held if held is NotImplemented else _report("==", self, other, held)
 
     def __ne__(self, other: object) -> Any:
-        held = int.__ne__(self, other)  # type: ignore[operator]
+        held = int.__ne__(self, other)
         return held if held is NotImplemented else _report("!=", self, other, held)
 
     def __lt__(self, other: int) -> Any:
@@ -160,8 +160,8 @@ class TrackedAccounting(LockAccounting):
         return _accounting, (str.__str__(self), self.vmlck, self.lo, self.pages, self.origin)
 
     __hash__ = str.__hash__
-    __eq__ = TrackedStr.__eq__  # type: ignore[assignment]
-    __ne__ = TrackedStr.__ne__  # type: ignore[assignment]
+    __eq__ = TrackedStr.__eq__
+    __ne__ = TrackedStr.__ne__
 
 
 def _accounting(text: str, vmlck: float, lo: float, pages: str, origin: Origin) -> Any:
@@ -180,7 +180,7 @@ class TrackedList(list[Any]):
     def __reduce__(self) -> Any:
         return TrackedList, (list(self), self.origin)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __eq__(self, other: object) -> Any:
         held = list.__eq__(self, other)
