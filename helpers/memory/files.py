@@ -58,6 +58,18 @@ def write_file(fd: int, data: bytes, offset: int = 0) -> None:
         data, offset = data[done:], offset + done
 
 
+def opened_to_read(fd: int) -> int:
+    """Another descriptor of the file, that may not write. Raises OSError."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def secret(size: int) -> int:
+    """Descriptor of secret memory of ``size`` bytes: memfd_secret(2). Raises OSError."""
+    fd = syscalls.syscall("memfd_secret", os.O_CLOEXEC)
+    os.ftruncate(fd, size)
+    return fd
+
+
 def scratch_file(pages: int, directory: Path | str | None = None) -> int:
     """Descriptor of an unlinked file; page n holds byte n (mod 256), all of it on disk.
 

@@ -8,7 +8,6 @@ import ctypes
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -97,9 +96,9 @@ class Arena:
             return
         for number in range(first, first + count):
             if what.writable:
-                ctypes.memset(self.at(number), value_of(number), 1)
+                syscalls.memset(self.at(number), value_of(number), 1)
             else:
-                ctypes.string_at(self.at(number), 1)
+                syscalls.load(self.at(number), 1)
 
     def _map(self, addr: int, size: int, flags: int, fd: int = -1, prot: str = "rw") -> None:
         syscalls.mmap(addr, size, PROT[prot], flags | _FIXED, fd)
@@ -132,16 +131,12 @@ class Arena:
         self._map(addr, size, syscalls.MAP_PRIVATE, self._keep(files.memfd(size)))
 
     def _disk_file(self, addr: int, size: int, flags: int) -> int:
-        fd, path = tempfile.mkstemp(prefix="memlock-", dir=files.file_dir or None)
-        self._keep(fd)
+        fd = self._keep(files.scratch_file(0))
         first = (addr - self.base) // self.unit
         for number in range(size // self.unit):
             byte = bytes([value_of(first + number)])
-            os.pwrite(fd, byte * self.unit, number * self.unit)
-        if flags == os.O_RDONLY:
-            self._keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        os.unlink(path)
-        return self.fd
+            files.write_file(fd, byte * self.unit, number * self.unit)
+        return fd if flags == os.O_RDWR else self._keep(files.opened_to_read(fd))
 
     def _file(self, addr: int, size: int) -> None:
         self._map(addr, size, syscalls.MAP_SHARED, self._disk_file(addr, size, os.O_RDWR))
@@ -161,9 +156,7 @@ class Arena:
         self.segment = segment
 
     def _secret(self, addr: int, size: int) -> None:
-        fd = self._keep(syscalls.syscall("memfd_secret", os.O_CLOEXEC))
-        os.ftruncate(fd, size)
-        self._map(addr, size, syscalls.MAP_SHARED, fd)
+        self._map(addr, size, syscalls.MAP_SHARED, self._keep(files.secret(size)))
 
     def _ring(self, addr: int, size: int) -> None:
         fd = self._keep(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).detach())
@@ -178,7 +171,7 @@ class Arena:
         userfaultfd.enable(self._keep(fd))
         # It answers no fault: what is touched has to be there before.
         for number in range(size // self.unit):
-            ctypes.memset(addr + number * self.unit, 1, 1)
+            syscalls.memset(addr + number * self.unit, 1, 1)
         userfaultfd.register(fd, Region(addr, size))
 
     def unmap(self, first: int, count: int = 1) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from helpers import syscalls
 from helpers.machine import timeouts
-from helpers.memory import sysv_segment
+from helpers.memory import files, sysv_segment
 from helpers.observe import maps
 from helpers.processes import credentials, namespaces, rlimits
 from helpers.processes.oneshot import run
@@ -82,9 +82,8 @@ def _map_locked(pages: int) -> GiveBack:
 
 
 def _secret(pages: int) -> GiveBack:
-    fd = syscalls.syscall("memfd_secret", 0)
+    fd = files.secret(pages * PAGE)
     try:
-        os.ftruncate(fd, pages * PAGE)
         addr, unmap = _mapped(pages, fd=fd)
     finally:
         os.close(fd)
@@ -367,9 +366,7 @@ def secret_counter() -> str:
     """:data:`MM` or :data:`USER`: where this kernel counts secret memory."""
 
     def measure() -> bool:
-        fd = syscalls.syscall("memfd_secret", 0)
-        os.ftruncate(fd, PAGE)
-        return maps.at(_mapped(1, fd=fd)[0]).locked
+        return maps.at(_mapped(1, fd=files.secret(PAGE))[0]).locked
 
     return MM if run(measure) else USER
 

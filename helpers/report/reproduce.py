@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import difflib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from helpers.machine import timeouts
 from helpers.report.files import InvalidResult
 from helpers.report.result import Result
 from helpers.reproducer import program
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPILE = ("-O2", "-Wall", "-Wextra", "-Werror", "-static")
 _LAST_LINES = 3
+_SECONDS = 30
 
 
 def program_of(made: Result, node: str) -> str:
@@ -41,6 +45,32 @@ def program_of(made: Result, node: str) -> str:
             last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise InvalidResult(f"{node} could not be run here: {' '.join(last[-_LAST_LINES:])}")
         try:
-            return program.from_record(found[0])
+            text, shows = program.from_record(found[0])
+            _try(text, Path(folder), shows)
         except program.CannotReproduce as error:
             raise InvalidResult(f"{node} cannot be put into C: {error}") from None
+        return text
+
+
+def _try(text: str, folder: Path, shows: bool) -> None:
+    """Compile the program and run it, where there is a compiler. Raises CannotReproduce if it does
+    not come to what the case came to: nobody is handed a program that was not seen to do so."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return
+    source, made = folder / "case.c", folder / "case"
+    source.write_text(text)
+    done = subprocess.run(
+        [compiler, *COMPILE, source, "-o", made], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise program.CannotReproduce(f"it does not compile: {done.stderr.splitlines()[:1]}")
+    try:
+        code = subprocess.run(
+            [made], capture_output=True, timeout=timeouts.scaled(_SECONDS), check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        code = None
+    if code != int(shows):
+        how = "did not end" if code is None else f"ended with {code}"
+        raise program.CannotReproduce(f"its program {how} here, and {int(shows)} would be right")

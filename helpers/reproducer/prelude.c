@@ -156,6 +156,45 @@ static int memory_file(off_t size)
 	return fd;
 }
 
+/*** secret_file */
+static int secret_file(off_t size)
+{
+	int fd = syscall(447 /* memfd_secret */, O_CLOEXEC);
+
+	if (fd < 0 || ftruncate(fd, size))
+		_exit(2);
+	return fd;
+}
+
+/*** opened_to_read */
+static int opened_to_read(int file)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", file);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		_exit(2);
+	return fd;
+}
+
+/*** uffd_enable */
+static int uffd_enable(int fd, unsigned long features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+
+	return ioctl(fd, UFFDIO_API, &api);
+}
+
+/*** uffd_register */
+static int uffd_register(int fd, char *addr, size_t size, unsigned long mode)
+{
+	struct uffdio_register range = { { (unsigned long)addr, size }, mode, 0 };
+
+	return ioctl(fd, UFFDIO_REGISTER, &range);
+}
+
 /*** fill_file */
 static long fill_file(int fd, int byte, size_t size, off_t offset)
 {

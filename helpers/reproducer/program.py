@@ -59,7 +59,7 @@ _HEADERS = {
     "stdint.h": "uint64_t", "stdio.h": "printf", "stdlib.h": "strtol|mkstemp|atoi",
     "string.h": r"str\w+|mem(set|cpy)", "sys/mman.h": r"m\w+", "sys/prctl.h": "prctl",
     "sys/resource.h": "prlimit|getrusage|rlim_t", "sys/shm.h": r"shm\w+",
-    "sys/syscall.h": r"SYS_\w+",
+    "sys/syscall.h": r"SYS_\w+", "linux/userfaultfd.h": r"UFFDIO_\w+", "sys/ioctl.h": "ioctl",
     "sys/wait.h": r"wait|waitpid|W[A-Z]+", "unistd.h": r"\w+",
     "sys/stat.h": "fchmod",
 }  # fmt: skip
@@ -94,9 +94,10 @@ _CALLS: dict[str, Sequence[Any]] = {
     "shmctl": ("s", ("one", {11: "SHM_LOCK", 12: "SHM_UNLOCK", 0: "IPC_RMID"}), "a"),
     "shmdt": "a", "fallocate": "finn", "read": "fan", "prctl": (("one", _PR), "i", "i", "i", "i"),
     "remap_file_pages": ("a", "n", _PROT, "i", _MAP), "mseal": "ani", "write": "fan", "getpid": "",
-    "exit": "i", "exit_group": "i", "fork": "", "ftruncate": "fn",
+    "exit": "i", "exit_group": "i", "fork": "", "ftruncate": "fn", "getppid": "",
+    "pkey_mprotect": ("a", "n", _PROT, "i"),
 }  # fmt: skip
-_BY_NUMBER = {"brk", "remap_file_pages", "mseal", "exit", "exit_group"}
+_BY_NUMBER = {"pkey_mprotect", "brk", "remap_file_pages", "mseal", "exit", "exit_group"}
 _POINTERS = {"mmap", "mremap", "shmat", "sbrk", "brk"}
 _NUMBERS = {
     "present_count", "mincore_count", "vmlck", "vmlck_kb", "status_kb", "locked_kb", "rollup_kb",
@@ -307,6 +308,8 @@ class Program:
 
     def _argument(self, actor: _Actor, kind: Any, value: Any) -> str:
         if isinstance(value, str):
+            if kind == "v":
+                return "vector"
             if value == "<NoneType>":
                 return "NULL"
             raise CannotReproduce("a system call is given a structure of the suite's own")
@@ -322,7 +325,8 @@ class Program:
         if kind == "v":
             if value == 0:
                 return "NULL"
-            return self._place(actor, value) if self._find(actor, value) else "vector"
+            there = self._find(actor, value)
+            return f"(unsigned char *)({self._place(actor, value)})" if there else "vector"
         if kind == "n":
             found = self._find(actor, -value % _TOP, False) if value % _TOP > _TOP // 2 else None
             if found:
@@ -333,6 +337,8 @@ class Program:
                 return "-1"
             if value in actor.fds:
                 return actor.fds[value]
+            if value >= 1 << 20:
+                return str(value)  # no file, on purpose
             raise CannotReproduce("it uses a file that was opened by the suite")
         if kind == "o":
             return f"0{value:o}"
@@ -471,6 +477,35 @@ class Program:
         actor.fds[event["fd"]] = name = self._name("file")
         self._set(actor, "int", name, f"memory_file({self._size(event['size'])})")
 
+    def _on_secret(self, event: dict[str, Any], at: int) -> None:
+        actor = self._actor(event)
+        actor.fds[event["fd"]] = name = self._name("secret")
+        self._set(actor, "int", name, f"secret_file({self._size(event['size'])})")
+
+    def _on_opened_to_read(self, event: dict[str, Any], at: int) -> None:
+        actor = self._actor(event)
+        of = self._argument(actor, "f", event["of"])
+        actor.fds[event["fd"]] = name = self._name("readable")
+        self._set(actor, "int", name, f"opened_to_read({of})")
+
+    def _on_uffd(self, event: dict[str, Any], at: int) -> None:
+        actor, words = self._actor(event), event["words"]
+        file = self._argument(actor, "f", event["fd"])
+        if event["name"] == "enable":
+            self._say(actor, f"MUST(uffd_enable({file}, {words[0]:#x}));")
+            return
+        where, size = self._place(actor, words[0]), self._size(words[1])
+        self._say(actor, f"MUST(uffd_register({file}, {where}, {size}, {words[2]}));")
+
+    def _opened(self, actor: _Actor, event: dict[str, Any]) -> None:
+        path, flags = event["args"][0], event["args"][1]
+        if path not in ("/", "/proc/self/exe", "/dev/zero") or "error" in event:
+            raise CannotReproduce("it opens a file by itself")
+        modes = {0: "O_RDONLY", 1: "O_WRONLY", 2: "O_RDWR"}
+        actor.fds[event["value"]] = name = self._name("file")
+        how = f"{modes[flags & 3]} | O_CLOEXEC"
+        self._set(actor, "int", name, f'MUST(open("{path}", {how}))')
+
     def _on_file(self, event: dict[str, Any], at: int) -> None:
         actor = self._actor(event)
         actor.fds[event["fd"]] = name = self._name("file")
@@ -489,7 +524,10 @@ class Program:
 
     def _on_os(self, event: dict[str, Any], at: int) -> None:
         actor, name, args = self._actor(event), event["name"], event["args"]
-        if name in ("pipe", "sched_yield", "pidfd_open", "memfd_create", "open", "posix_spawnp"):
+        if name == "open":
+            self._opened(actor, event)
+            return
+        if name in ("pipe", "sched_yield", "pidfd_open", "memfd_create", "posix_spawnp"):
             raise CannotReproduce(f"it calls {name} by itself")
         if name == "close":
             if args[0] in actor.fds:
@@ -498,9 +536,16 @@ class Program:
         if name == "setgroups":
             self._say(actor, "MUST(setgroups(0, NULL));")
             return
+        if name == "posix_fadvise":
+            names = {4: "POSIX_FADV_DONTNEED", 3: "POSIX_FADV_WILLNEED", 1: "POSIX_FADV_RANDOM"}
+            file, advice = self._argument(actor, "f", args[0]), names.get(args[3], args[3])
+            shown = f"{file}, {self._size(args[1])}, {self._size(args[2])}, {advice}"
+            self._say(actor, f"posix_fadvise({shown});")
+            return
         if name in ("setuid", "seteuid", "setresuid", "setresgid"):
             shown = ", ".join(map(str, args))
             self._say(actor, f"SUCCEEDS({name}({shown}));")
+            actor.effective = event["effective"]  # a change of the user may take them all
             return
         if name == "pwrite" and "error" not in event:
             self._fill(actor, args[0], bytes.fromhex(args[1]), args[2])
@@ -650,6 +695,10 @@ class Program:
             actor.locks_all = False
         if name == "mmap" and not failed and self._fenced(actor, event, at):
             return
+        if name == "userfaultfd" and not failed:
+            actor.fds[int(result, 0)] = made = self._name("handler")
+            self._set(actor, "int", made, f"MUST(syscall(SYS_userfaultfd, {args[0]:#x}))")
+            return
         if name == "shmget" and not failed:
             actor.fds[int(result, 0)] = made = self._name("segment")
             self._set(actor, "int", made, f"MUST({self._call_text(actor, name, args)})")
@@ -781,7 +830,7 @@ class Program:
             low, size = at["low"], at["high"] - at["low"]
         else:
             low = at["addr"]
-            size = at["pages"] * self.page if "pages" in at else at["size"]
+            size = at["pages"] * self.page if "pages" in at else at.get("size", 1)
         return self._place(whose, low), self._size(size)
 
     def _on_look(self, event: dict[str, Any], at: int) -> None:
@@ -984,6 +1033,9 @@ class Program:
         except KeyError:
             return
         held = event["held"]
+        if event["op"] == "!=" and not held:
+            event = event | {"op": "=="}
+            held = True
         if self.failed and not held:
             if event["op"] != "==":
                 return
@@ -1037,6 +1089,7 @@ class Program:
         lines = ["#define _GNU_SOURCE"]
         code = _code("\n".join([self.prelude[n] for n in parts] + [script, "signal prctl"]))
         words = set(re.findall(r"\w+", code)) | {"SIGSEGV"}
+        words |= {"atoi"} if "after_exec" in parts else set()
         lines += [
             f"#include <{name}>"
             for name, names in sorted(_HEADERS.items())
@@ -1156,7 +1209,9 @@ class Program:
         """Blocks of one actor, each with like lines that follow one another as loops."""
         blocks: list[tuple[int, list[str]]] = []
         for index, line in lines:
-            if not blocks or blocks[-1][0] != index or blocks[-1][1][-1] == "exec_actor();":
+            # What is forked or executed goes on behind the block in which that was done.
+            left = blocks and blocks[-1][1][-1].startswith(("exec_actor(", "fork_actor("))
+            if not blocks or blocks[-1][0] != index or left:
                 blocks.append((index, []))
             blocks[-1][1].append(line)
         return [(index, _loops(block)) for index, block in blocks]
@@ -1302,16 +1357,12 @@ def _sections(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2]))
 
 
-def from_record(path: Path) -> str:
-    """The C program of a recorded case. Raises CannotReproduce."""
+def from_record(path: Path) -> tuple[str, bool]:
+    """The C program of a recorded case, and whether it must find a fault. Raises CannotReproduce."""
     head, events = load(path)
     try:
-        return Program(head, events).write()
+        made = Program(head, events)
+        return made.write(), made.failed
     except (KeyError, IndexError, ValueError) as error:
         why = f"{type(error).__name__}: {error}"
         raise CannotReproduce(f"its record cannot be followed ({why})") from None
-
-
-def statements(text: str) -> int:
-    """Lines of main and script: what a reader has to follow."""
-    return text[text.rfind("\nint main(") :].count("\n")

@@ -23,6 +23,7 @@ from typing import Any
 from helpers import syscalls
 from helpers.memory import files, huge_pages, sysv_segment
 from helpers.memory.region import Region
+from helpers.model import differences
 from helpers.observe import (
     evidence,
     lock_accounting,
@@ -37,11 +38,13 @@ from helpers.observe import (
     status,
     vmstat,
 )
-from helpers.processes import credentials, namespaces, stub, threads, vfork
+from helpers.processes import credentials, limit_accounts, namespaces, stub, threads, vfork
 from helpers.reproducer import tracked
-from helpers.syscalls import call, io_uring, log, memory_access, numa
+from helpers.syscalls import call, io_uring, log, memory_access, numa, perf_event, userfaultfd
 
 TESTS = os.sep + "tests" + os.sep
+TABLES = os.sep + "refused_calls.py"
+"""Bodies of cases that are not in a case's own file."""
 _LONGEST = 1 << 16
 """Bytes of contents that are kept of one read or write."""
 
@@ -104,7 +107,8 @@ def _test_line(outermost: bool) -> int:
 
 def _by_test() -> bool:
     """The function that was replaced is called by a case itself."""
-    return TESTS in sys._getframe(2).f_code.co_filename
+    file = sys._getframe(2).f_code.co_filename
+    return TESTS in file or file.endswith(TABLES)
 
 
 _recorder: Recorder | None = None
@@ -258,8 +262,15 @@ def _looks() -> None:
 
     for name in ("pfns", "entries", "swapped_count"):
         _ignored(getattr(pagemap, name), name)
-    for function in (maps.total_kb, maps.locked, vmstat.read, status.fields,
-                     credentials.capabilities):  # fmt: skip
+    for function in (
+        differences.kernel_has,
+        limit_accounts.secret_counter,
+        maps.total_kb,
+        maps.locked,
+        vmstat.read,
+        status.fields,
+        credentials.capabilities,
+    ):
         _ignored(function, function.__name__)
 
 
@@ -384,6 +395,28 @@ def _actions() -> None:
         return fd
 
     _whole_function(files.memfd, memfd)
+
+    def secret(recorder: Recorder, fd: int, size: int) -> int:
+        recorder.event("secret", fd=fd, size=size)
+        return fd
+
+    def opened(recorder: Recorder, new: int, fd: int) -> int:
+        recorder.event("opened_to_read", fd=new, of=fd)
+        return new
+
+    def enabled(recorder: Recorder, _: Any, fd: int, features: int = 0) -> None:
+        recorder.event("uffd", name="enable", fd=fd, words=[features])
+
+    def registered(
+        recorder: Recorder, _: Any, fd: int, region: Any, mode: int = userfaultfd.MISSING
+    ) -> None:
+        recorder.event("uffd", name="register", fd=fd, words=[region.addr, region.size, mode])
+
+    _whole_function(userfaultfd.enable, enabled)
+    _whole_function(userfaultfd.register, registered)
+
+    _whole_function(files.secret, secret)
+    _whole_function(files.opened_to_read, opened)
     _whole_function(files.scratch_file, scratch)
 
     def write_file(recorder: Recorder, _: Any, fd: int, data: bytes, offset: int = 0) -> None:
@@ -437,6 +470,7 @@ def _actions() -> None:
     for function, why in (
         (threads.run_threads, "threads that race each other"),
         (io_uring.io_uring_instance, "io_uring"),
+        (perf_event.open_dummy_event, "perf, whose allowance a user's rings have in common"),
         (special_mappings.remap_special_mappings, "the vdso, mapped anew"),
         (huge_pages.enable_thp, "transparent huge pages"),
         (sysv_segment.set_owner, "a segment given to another user"),
@@ -517,15 +551,16 @@ def _os_functions() -> None:
 
 def _os_function(name: str, original: Any, anybody: bool) -> Any:
     @functools.wraps(original)
-    def made(*args: Any, **more: Any) -> Any:
+    def made(*args: Any, **named: Any) -> Any:
         if _recorder is None or _recorder.depth or not (anybody or _by_test()):
-            return original(*args, **more)
+            return original(*args, **named)
         try:
-            value = original(*args, **more)
+            value = original(*args, **named)
         except OSError as error:
             _recorder.event("os", name=name, args=[_seen(a) for a in args], error=error.errno)
             raise
-        _recorder.event("os", name=name, args=[_seen(a) for a in args], value=_seen(value))
+        more = {"effective": credentials.capabilities().effective} if anybody else {}
+        _recorder.event("os", name=name, args=[_seen(a) for a in args], value=_seen(value), **more)
         return value
 
     return made
