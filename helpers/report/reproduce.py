@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def program_of(made: Result, node: str) -> str:
     with tempfile.TemporaryDirectory(prefix="memlock-") as folder:
         os.chmod(folder, 0o755)  # for cases that become another user
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0",
+            [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-n", "0",
              "--share-process=never", f"--record-calls={folder}", node],
             cwd=ROOT, env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
             capture_output=True, text=True, check=False,
@@ -44,6 +45,8 @@ def program_of(made: Result, node: str) -> str:
         if done.returncode not in (0, 1) or not found:
             last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise InvalidResult(f"{node} could not be run here: {' '.join(last[-_LAST_LINES:])}")
+        if skipped := re.search(r"^SKIPPED \[1\] (.*)$", done.stdout, re.MULTILINE):
+            raise InvalidResult(f"{node} was not verified here: {skipped[1]}")
         try:
             text, shows = program.from_record(found[0])
             _try(text, Path(folder), shows)

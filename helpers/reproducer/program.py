@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import ast
 import errno
-import itertools
 import json
 import re
 import signal
@@ -15,6 +13,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers.reproducer.c_names import (
+    BY_NUMBER,
+    CALLS,
+    HEADERS,
+    KB,
+    KEYWORDS,
+    MAP,
+    NEW,
+    NUMBERS,
+    POINTERS,
+    PROT,
+)
+from helpers.reproducer.c_text import (
+    as_bits,
+    indented,
+    leaves,
+    loops,
+    mentions,
+    names_used,
+    piece,
+    quoted,
+    runs,
+    sections,
+    times,
+    without_strings,
+)
+from helpers.reproducer.case_source import Messages
 from helpers.syscalls import constants
 
 PRELUDE = Path(__file__).with_name("prelude.c")
@@ -51,112 +76,12 @@ class _Actor:
     over: bool = False
 
 
-_HEADERS = {
-    "errno.h": r"errno|E[A-Z]{3,}",
-    "fcntl.h": r"open|O_\w+|fallocate|posix_fadvise", "grp.h": "setgroups",
-    "limits.h": "LONG_MAX", "linux/capability.h": r"CAP_\w+|__user_cap_header_struct",
-    "poll.h": "poll", "sched.h": r"sched_\w+|cpu_set_t|clone|unshare", "signal.h": r"SIG\w+|kill",
-    "stdint.h": "uint64_t", "stdio.h": "printf", "stdlib.h": "strtol|mkstemp|atoi",
-    "string.h": r"str\w+|mem(set|cpy)", "sys/mman.h": r"m\w+", "sys/prctl.h": "prctl",
-    "sys/resource.h": "prlimit|getrusage|rlim_t", "sys/shm.h": r"shm\w+",
-    "sys/syscall.h": r"SYS_\w+", "linux/userfaultfd.h": r"UFFDIO_\w+", "sys/ioctl.h": "ioctl",
-    "sys/wait.h": r"wait|waitpid|W[A-Z]+", "unistd.h": r"\w+",
-    "sys/stat.h": "fchmod",
-}  # fmt: skip
-"""Header → what is there for it."""
-
-
-def _names(prefix: str, *leave_out: str) -> dict[int, str]:
-    return {
-        getattr(constants, n): n
-        for n in vars(constants)
-        if n.startswith(prefix) and n not in leave_out
-    }
-
-
-_NEW = {
-    "MAP_DROPPABLE", "MAP_FIXED_NOREPLACE", "MADV_COLD", "MADV_PAGEOUT", "MADV_POPULATE_READ",
-    "MADV_POPULATE_WRITE", "MADV_DONTNEED_LOCKED", "MADV_COLLAPSE", "MADV_GUARD_INSTALL",
-    "MADV_GUARD_REMOVE", "MREMAP_DONTUNMAP", "MLOCK_ONFAULT", "MCL_ONFAULT", "PROT_GROWSDOWN",
-}  # fmt: skip
-"""Constants that a C library's headers may be too old for."""
-_PROT = _names("PROT_", "PROT_RW", "PROT_NONE")
-_MAP = _names("MAP_", "MAP_SHARED_VALIDATE")
-_MCL, _MS = _names("MCL_"), {1: "MS_ASYNC", 2: "MS_INVALIDATE", 4: "MS_SYNC"}
-_MREMAP, _MADV, _PR = _names("MREMAP_"), _names("MADV_"), _names("PR_")
-# What each argument is: a address, n length, i number, or the names of flags.
-_CALLS: dict[str, Sequence[Any]] = {
-    "mlock": "an", "munlock": "an", "mlock2": ("a", "n", {1: "MLOCK_ONFAULT"}),
-    "mlockall": (_MCL,), "munlockall": "", "munmap": "an", "mprotect": ("a", "n", _PROT),
-    "madvise": ("a", "n", ("one", _MADV)), "msync": ("a", "n", _MS), "mincore": "anv",
-    "mmap": ("a", "n", _PROT, _MAP, "f", "n"), "mremap": ("a", "n", "n", _MREMAP, "a"),
-    "brk": "a", "sbrk": "n", "shmget": ("i", "n", "o"), "shmat": "saI",
-    "shmctl": ("s", ("one", {11: "SHM_LOCK", 12: "SHM_UNLOCK", 0: "IPC_RMID"}), "a"),
-    "shmdt": "a", "fallocate": "finn", "read": "fan", "prctl": (("one", _PR), "i", "i", "i", "i"),
-    "remap_file_pages": ("a", "n", _PROT, "i", _MAP), "mseal": "ani", "write": "fan", "getpid": "",
-    "exit": "i", "exit_group": "i", "fork": "", "ftruncate": "fn", "getppid": "",
-    "pkey_mprotect": ("a", "n", _PROT, "i"),
-}  # fmt: skip
-_BY_NUMBER = {"pkey_mprotect", "brk", "remap_file_pages", "mseal", "exit", "exit_group"}
-_POINTERS = {"mmap", "mremap", "shmat", "sbrk", "brk"}
-_NUMBERS = {
-    "present_count", "mincore_count", "vmlck", "vmlck_kb", "status_kb", "locked_kb", "rollup_kb",
-}  # fmt: skip
-_KB = {"vmlck_kb", "status_kb", "locked_kb", "rollup_kb"}
-
-
 def load(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The head of a record, and its events."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     if not lines or lines[0].get("kind") != "head":
         raise CannotReproduce("the case was not recorded: it was skipped, or its set-up failed")
     return lines[0], lines[1:]
-
-
-class _Messages:
-    """The text of each assertion, and what the case calls a value, by line."""
-
-    def __init__(self, file: str) -> None:
-        self.asserts: list[tuple[int, int, str]] = []
-        self.assigned: list[tuple[int, int, str]] = []
-        try:
-            tree = ast.parse(Path(file).read_text())
-        except (OSError, SyntaxError):
-            return
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Assert) and node.msg is not None:
-                text = ast.unparse(node.msg) if not isinstance(node.msg, ast.Constant) else str(
-                    node.msg.value)  # fmt: skip
-                if isinstance(node.msg, ast.JoinedStr):
-                    parts = node.msg.values
-                    text = "".join(
-                        str(v.value) if isinstance(v, ast.Constant) else "…" for v in parts
-                    )
-                self.asserts.append((node.lineno, node.end_lineno or node.lineno, text))
-            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                self.assigned.append(
-                    (node.lineno, node.end_lineno or node.lineno, node.targets[0].id)
-                )
-
-    @staticmethod
-    def _at(rows: list[tuple[int, int, str]], line: int) -> str:
-        return next((text for first, last, text in rows if first <= line <= last), "")
-
-    def message(self, line: int) -> str:
-        """What is asserted on this line."""
-        return self._at(self.asserts, line)
-
-    def name(self, line: int) -> str:
-        """The variable that this line sets."""
-        return self._at(self.assigned, line)
-
-
-_KEYWORDS = {
-    "auto", "break", "case", "char", "const", "default", "do", "double", "else", "enum", "extern",
-    "float", "for", "if", "int", "long", "register", "return", "short", "signed", "static",
-    "struct", "switch", "union", "unsigned", "void", "while", "page", "self", "text", "main",
-    "failures", "report",
-}  # fmt: skip
 
 
 class Program:
@@ -166,12 +91,13 @@ class Program:
         self.head, self.events = head, events
         self.page = int(head["page"])
         self.failed = any(e["kind"] == "failed" for e in events)
-        self.messages = _Messages(head["file"])
-        self.prelude = _sections(PRELUDE.read_text())
-        self.used_names: set[str] = set(_KEYWORDS) | set(self.prelude)
+        self.messages = Messages(head["file"])
+        self.prelude = sections(PRELUDE.read_text())
+        self.used_names: set[str] = set(KEYWORDS) | set(self.prelude)
         self.constants: set[str] = set()
         self.lines: list[tuple[int, str]] = []
         self.shared: dict[str, str] = {}
+        self.segments: dict[int, str] = {}
         self.actors: list[_Actor] = []
         self.by_pid: dict[int, _Actor] = {}
         self.by_tid: dict[int, _Actor] = {}
@@ -201,7 +127,7 @@ class Program:
                 key = json.dumps([event["op"], event["of"], event["other"]])
                 event["again"] = key in seen
                 seen.add(key)
-                for origin in _leaves(event["of"]) | _leaves(event["other"]):
+                for origin in leaves(event["of"]) | leaves(event["other"]):
                     self.compares.setdefault(origin, []).append(event)
         pids = {e["pid"] for e in self.events} | {
             e["child"] for e in self.events if e["kind"] == "fork"
@@ -239,14 +165,14 @@ class Program:
                 return f"(size_t)-{-n}"
             pages, rest = divmod(-n, page)
             less = f" - {rest}" if rest else ""
-            return f"(size_t)0 - {_times(pages)}{less}"
+            return f"(size_t)0 - {times(pages)}{less}"
         pages, rest = divmod(n, page)
         if rest == 0 and pages:
-            return _times(pages)
+            return times(pages)
         if page - rest <= 64 and n > 64:
-            return f"{_times(pages + 1)} - {page - rest}"
+            return f"{times(pages + 1)} - {page - rest}"
         if pages:
-            return f"{_times(pages)} + {rest}"
+            return f"{times(pages)} + {rest}"
         return f"\x01{n}\x02"
 
     def _find(self, actor: _Actor, addr: int, near: bool = True) -> tuple[_Area, int] | None:
@@ -274,7 +200,7 @@ class Program:
                 n = _TOP - addr
                 pages, rest = divmod(n, self.page)
                 below = " - ".join(
-                    ([_times(pages)] if pages else []) + ([str(rest)] if rest else [])
+                    ([times(pages)] if pages else []) + ([str(rest)] if rest else [])
                 )
                 return f"(void *)(0 - {below})"
             if addr >= 1 << 47 or addr < 1 << 16:
@@ -299,11 +225,11 @@ class Program:
             if bit and bit & (bit - 1) == 0 and left & bit:
                 found.append(name)
                 left &= ~bit
-        if left and (left & (left - 1) or found or names is not _MAP):
+        if left and (left & (left - 1) or found or names is not MAP):
             found.append(f"\x01{left:#x}\x02")
         elif left:
             found.append(f"{left:#x}")
-        self.constants |= set(found) & _NEW
+        self.constants |= set(found) & NEW
         return " | ".join(found) or zero
 
     def _argument(self, actor: _Actor, kind: Any, value: Any) -> str:
@@ -314,11 +240,11 @@ class Program:
                 return "NULL"
             raise CannotReproduce("a system call is given a structure of the suite's own")
         if isinstance(kind, dict):
-            zero = "PROT_NONE" if kind is _PROT else "0"
+            zero = "PROT_NONE" if kind is PROT else "0"
             return self._flags(kind, value, zero)
         if isinstance(kind, tuple):
             name = kind[1].get(value, f"\x01{value}\x02")
-            self.constants |= {name} & _NEW
+            self.constants |= {name} & NEW
             return str(name)
         if kind == "a":
             return self._place(actor, value % _TOP)
@@ -337,7 +263,9 @@ class Program:
                 return "-1"
             if value in actor.fds:
                 return actor.fds[value]
-            if value >= 1 << 20:
+            if kind == "s" and value in self.segments:
+                return self.segments[value]
+            if kind == "f" and value == 1 << 20:
                 return str(value)  # no file, on purpose
             raise CannotReproduce("it uses a file that was opened by the suite")
         if kind == "o":
@@ -658,9 +586,9 @@ class Program:
 
     def _call_text(self, actor: _Actor, name: str, args: Sequence[Any]) -> str:
         name = {"mmap64": "mmap", "fallocate64": "fallocate"}.get(name, name)
-        if name not in _CALLS:
+        if name not in CALLS:
             raise CannotReproduce(f"it calls {name}, which has no C here")
-        kinds = _CALLS[name]
+        kinds = CALLS[name]
         if len(kinds) != len(args):
             args = [*args, *[0] * (len(kinds) - len(args))][: len(kinds)]
         if name == "mremap":
@@ -674,7 +602,7 @@ class Program:
         )
         if name == "mlock2":
             return f"sys_mlock2({shown})"
-        if name in _BY_NUMBER:
+        if name in BY_NUMBER:
             number = "462 /* mseal */" if name == "mseal" else f"SYS_{name}"
             return f"syscall({number}{', ' if shown else ''}{shown})"
         return f"{name}({shown})"
@@ -700,7 +628,7 @@ class Program:
             self._set(actor, "int", made, f"MUST(syscall(SYS_userfaultfd, {args[0]:#x}))")
             return
         if name == "shmget" and not failed:
-            actor.fds[int(result, 0)] = made = self._name("segment")
+            self.segments[int(result, 0)] = made = self._name("segment")
             self._set(actor, "int", made, f"MUST({self._call_text(actor, name, args)})")
             return
         text = self._call_text(actor, name, args)
@@ -729,7 +657,7 @@ class Program:
         name = {"mmap64": "mmap"}.get(event["name"], event["name"])
         result, args = event["result"], event["args"]
         numeric = re.fullmatch(r"0x[0-9a-f]+|-?\d+", result)
-        if name in _POINTERS and numeric:
+        if name in POINTERS and numeric:
             value = int(result, 0)
             if name in ("brk", "sbrk"):
                 raise CannotReproduce("it moves the program break, where the interpreter's heap is")
@@ -778,8 +706,8 @@ class Program:
             if fits and following["result"] == hex(there) and flags & constants.MAP_FIXED:
                 name = self._name("region")
                 given = ", ".join([
-                    self._size(inner), self._flags(_PROT, prot, "PROT_NONE"),
-                    self._flags(_MAP, flags & ~constants.MAP_FIXED),
+                    self._size(inner), self._flags(PROT, prot, "PROT_NONE"),
+                    self._flags(MAP, flags & ~constants.MAP_FIXED),
                     self._argument(actor, "f", fd), self._size(offset),
                 ])  # fmt: skip
                 actor.areas.append(_Area(name, there, inner))
@@ -801,8 +729,8 @@ class Program:
     def _check_text(
         self, actor: _Actor, event: dict[str, Any], label: str, call: str, wanted: str
     ) -> None:
-        shown = _quoted(self._label(event, label))
-        self._say(actor, f"check_text({shown}, {call}, {_quoted(wanted)});")
+        shown = quoted(self._label(event, label))
+        self._say(actor, f"check_text({shown}, {call}, {quoted(wanted)});")
         self.checks += 1
 
     def _contents(self, data: bytes) -> str:
@@ -838,7 +766,7 @@ class Program:
         value, origin = event["value"], event["id"]
         if data.get("unit") not in (None, 1, self.page):
             raise CannotReproduce("it counts a range in units other than pages")
-        if name in _NUMBERS:
+        if name in NUMBERS:
             self._number(actor, event)
             return
         if name == "frames":
@@ -892,10 +820,10 @@ class Program:
         if wanted is None:
             return
         if name in ("layout", "locks", "pieces"):
-            text = ", ".join(_piece(row) for row in wanted)
+            text = ", ".join(piece(row) for row in wanted)
             label = "VMAs and their locks"
         else:
-            text = _runs(_as_bits(wanted))
+            text = runs(as_bits(wanted))
             label = {"present": "present pages", "anonymous": "anonymous pages",
                      "mincore": "resident pages", "letters": "the lock of each page",
                      "mlocked": "PG_mlocked"}[name]  # fmt: skip
@@ -919,7 +847,7 @@ class Program:
         whose = self.by_pid.get(event["at"].get("pid"), actor)
         wanted = self._wanted(origin, value)
         for part in ("vmlck", "lo"):
-            used = [e for e in self.compares.get(origin, ()) if _mentions(e, [part, origin])]
+            used = [e for e in self.compares.get(origin, ()) if mentions(e, [part, origin])]
             if used:
                 variable = self._name(part)
                 self.variables[json.dumps([part, origin])] = variable
@@ -930,10 +858,10 @@ class Program:
         if wanted is not None and whole and not whose.locks_all:
             call = f"accounting({pid}, {where}, {size})"
             head, _, pages = str(wanted).rpartition(" ")
-            self._check_text(actor, event, "accounts", call, f"{head} {_runs(pages)}")
+            self._check_text(actor, event, "accounts", call, f"{head} {runs(pages)}")
         elif letters is not None:
             call = f"letters({pid}, {where}, {size})"
-            self._check_text(actor, event, "the lock of each page", call, _runs(str(letters)))
+            self._check_text(actor, event, "the lock of each page", call, runs(str(letters)))
 
     def _frames(self, actor: _Actor, event: dict[str, Any]) -> None:
         if self.failed:
@@ -945,19 +873,19 @@ class Program:
             where, size = self._place(whose, at["addr"]), self._size(at["pages"] * self.page)
             who = self._pid(actor, pid)
             of = "" if len(pids) == 1 else " of the parent" if who == "0" else " of the child"
-            text = _runs(value["mlocked"][index])
+            text = runs(value["mlocked"][index])
             self._check_text(actor, {**event, "line": 0}, f"PG_mlocked{of}",
                              f"mlocked({who}, {where}, {size})", text)  # fmt: skip
             counts = value["counts"][index]
             if counts and max(counts) < 10:
-                digits = _runs("".join(map(str, counts)))
+                digits = runs("".join(map(str, counts)))
                 self._check_text(actor, {**event, "line": 0}, f"mappings of the pages{of}",
                                  f"map_counts({who}, {where}, {size})", digits)  # fmt: skip
             if index:
                 first = self._pid(actor, pids[0])
                 self._check_text(actor, {**event, "line": 0}, "pages in common",
                                  f"shared_frames({first}, {who}, {where}, {size})",
-                                 _runs(value["shared"][index - 1]))  # fmt: skip
+                                 runs(value["shared"][index - 1]))  # fmt: skip
 
     def _number(self, actor: _Actor, event: dict[str, Any]) -> None:
         name, data, origin, value = event["name"], event["at"], event["id"], event["value"]
@@ -974,7 +902,7 @@ class Program:
         used = self.compares.get(origin, ())
         if not used:
             if name in ("present_count", "mincore_count") and not self.failed:
-                label = _quoted(self._label(event, "pages there"))
+                label = quoted(self._label(event, "pages there"))
                 self._say(actor, f"check_number({label}, {call}, {value});")
                 self.checks += 1
             return
@@ -989,7 +917,7 @@ class Program:
         key = json.dumps(origin)
         if key in self.variables:
             event = self.looks[origin if isinstance(origin, str) else origin[1]]
-            kb = isinstance(origin, str) and event["name"] in _KB
+            kb = isinstance(origin, str) and event["name"] in KB
             return self.variables[key], kb, int(bool(event.get("volatile")))
         if isinstance(origin, int):
             return str(origin), False, 0
@@ -1014,7 +942,7 @@ class Program:
 
     def _on_compare(self, event: dict[str, Any], at: int) -> None:
         origin, other = event["of"], event["other"]
-        if isinstance(origin, str) and self.looks.get(origin, {}).get("name") not in _NUMBERS:
+        if isinstance(origin, str) and self.looks.get(origin, {}).get("name") not in NUMBERS:
             return
         if event["again"]:
             return
@@ -1040,7 +968,7 @@ class Program:
             if event["op"] != "==":
                 return
             held = True
-        label = _quoted(self._label(event, "VmLck"))
+        label = quoted(self._label(event, "VmLck"))
         if event["op"] == "==" and held:
             self._say(actor, f"check_number({label}, {left}, {right});")
         else:
@@ -1057,14 +985,14 @@ class Program:
         code: list[str] = []
         if self.alone:
             for _, block in body:
-                code += [_indented(line, 1) for line in block]
+                code += [indented(line, 1) for line in block]
         else:
             for index, block in body:
                 code.append(f"\tBY({self.actors[index].name}) {{")
-                code += [_indented(line, 2) for line in block]
+                code += [indented(line, 2) for line in block]
                 code.append("\t}")
         vector = "\tunsigned char vector[4096];\n\n" if "vector" in text else ""
-        needed = {"page", "failures", "verdict", "crashed", *_used(text)}
+        needed = {"page", "failures", "verdict", "crashed", *names_used(text)}
         if not self.alone:
             needed |= {"actors"}
             if "exec_actor" in text:
@@ -1082,17 +1010,21 @@ class Program:
             if name in wanted:
                 continue
             wanted.add(name)
-            queue += [n for n in _used(self.prelude[name]) if n in self.prelude and n not in wanted]
+            queue += [
+                n for n in names_used(self.prelude[name]) if n in self.prelude and n not in wanted
+            ]
         return [n for n in self.prelude if n in wanted]
 
     def _top(self, parts: list[str], script: str) -> list[str]:
         lines = ["#define _GNU_SOURCE"]
-        code = _code("\n".join([self.prelude[n] for n in parts] + [script, "signal prctl"]))
+        code = without_strings(
+            "\n".join([self.prelude[n] for n in parts] + [script, "signal prctl"])
+        )
         words = set(re.findall(r"\w+", code)) | {"SIGSEGV"}
         words |= {"atoi"} if "after_exec" in parts else set()
         lines += [
             f"#include <{name}>"
-            for name, names in sorted(_HEADERS.items())
+            for name, names in sorted(HEADERS.items())
             if any(re.fullmatch(names, word) for word in words)
         ]
         lines.append("")
@@ -1163,7 +1095,7 @@ class Program:
         )
         lines = lines[: last + 1]
         while True:
-            text = _code("\n".join(t for _, t in lines))
+            text = without_strings("\n".join(t for _, t in lines))
             kept: list[tuple[int, str]] = []
             for index, line in lines:
                 match = re.match(r"\x05(\w+)\x06", line)
@@ -1185,7 +1117,7 @@ class Program:
 
     def _inlined(self, lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
         """A reading that is used once, in the next line, stands there."""
-        text = _code("\n".join(t for _, t in lines))
+        text = without_strings("\n".join(t for _, t in lines))
         found: list[tuple[int, str]] = []
         for index, line in lines:
             if found and found[-1][0] == index and line.startswith("check_number"):
@@ -1214,151 +1146,11 @@ class Program:
             if not blocks or blocks[-1][0] != index or left:
                 blocks.append((index, []))
             blocks[-1][1].append(line)
-        return [(index, _loops(block)) for index, block in blocks]
-
-
-def _leaves(origin: Any) -> set[str]:
-    if isinstance(origin, str):
-        return {origin} if re.fullmatch(r"\d+\.\d+", origin) else set()
-    parts = origin if isinstance(origin, list) else []
-    return {leaf for part in parts for leaf in _leaves(part)}
-
-
-def _mentions(event: dict[str, Any], part: Any) -> bool:
-    def inside(origin: Any) -> bool:
-        return origin == part or (isinstance(origin, list) and any(map(inside, origin)))
-
-    return inside(event["of"]) or inside(event["other"])
-
-
-def _times(pages: int) -> str:
-    return "page" if pages == 1 else f"\x01{pages}\x02 * page"
-
-
-def _piece(row: Sequence[Any]) -> str:
-    first, last, *middle, lock = row
-    shown = f"{first}-{last}"
-    if middle:
-        shown += f" {middle[0]} @{middle[1]}"
-    return f"{shown} {lock or '-'}"
-
-
-def _as_bits(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "".join("1" if flag else "0" for flag in value)
-
-
-def _runs(letters: str) -> str:
-    if len(letters) <= 32:
-        return letters
-    return " ".join(f"{len(m[0])}x{m[1]}" for m in re.finditer(r"(.)\1*", letters))
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(" ".join(text.split()), ensure_ascii=False)
-
-
-def _indented(text: str, depth: int) -> str:
-    found = []
-    for line in text.split("\n"):
-        inner = len(line) - len(line.lstrip("\t"))
-        match = re.match(r'(\t*check_\w+\("(?:\\.|[^"\\])*",) (.*)$', line)
-        if match and len(line) + 8 * (depth + inner) > 100:
-            found += ["\t" * depth + match[1], "\t" * (depth + inner) + "\t   " + match[2]]
-        else:
-            found.append("\t" * depth + line)
-    return "\n".join(found)
-
-
-_MARK = re.compile(r"\x01(-?\w+)\x02|\x03(-?\d+)\x04")
-
-
-def _rendered(line: str) -> str:
-    def show(match: re.Match[str]) -> str:
-        if match[1] is not None:
-            return match[1]
-        pages = int(match[2])
-        if pages == 0:
-            return ""
-        sign, count = ("+", pages) if pages > 0 else ("-", -pages)
-        return f" {sign} page" if count == 1 else f" {sign} {count} * page"
-
-    return _MARK.sub(show, line)
-
-
-def _loops(lines: list[str]) -> list[str]:
-    """Four lines or more that differ in one number become a loop over it."""
-    found: list[str] = []
-    at = 0
-    while at < len(lines):
-        shape = _MARK.sub("\x07", lines[at])
-        end = at
-        while end < len(lines) and _MARK.sub("\x07", lines[end]) == shape:
-            end += 1
-        rows = [[m[1] or m[2] for m in _MARK.finditer(line)] for line in lines[at:end]]
-        varies = [n for n in range(len(rows[0])) if len({row[n] for row in rows}) > 1]
-        columns = [[int(row[n], 0) for row in rows] for n in varies]
-        fits = len(rows) >= 4 and columns and not re.match(r"[^(]*\w = |\x05", lines[at])
-        steps = {tuple(b - a for a, b in itertools.pairwise(c)) for c in columns}
-        if not fits or len(steps) > 1:
-            found += [_rendered(line) for line in lines[at:end]]
-            at = end
-            continue
-        values, (differences,) = columns[0], steps
-        step, even = differences[0], len(set(differences)) == 1
-        if even and step > 0:
-            plus = "n++" if step == 1 else f"n += {step}"
-            head = f"for (long n = {values[0]}; n <= {values[-1]}; {plus})"
-            index = "n"
-        elif len(columns) == 1:
-            index = f"values{len(found)}[i]"
-            shown = ", ".join(row[varies[0]] for row in rows)
-            text = f"static const long values{len(found)}[] = {{ {shown} }};"
-            head = f"for (size_t i = 0; i < sizeof(values{len(found)}) / sizeof(long); i++)"
-            found.append("\n\t".join(textwrap.wrap(text, 92)))
-        else:
-            found += [_rendered(line) for line in lines[at:end]]
-            at = end
-            continue
-        body, last = "", 0
-        for n, mark in enumerate(_MARK.finditer(lines[at])):
-            body += lines[at][last : mark.start()]
-            last = mark.end()
-            if n not in varies:
-                body += mark[0]
-                continue
-            ahead = columns[varies.index(n)][0] - values[0]
-            term = f"{index} {'+' if ahead > 0 else '-'} {abs(ahead)}" if ahead else index
-            if mark[1] is None:
-                term = f" + ({term}) * page" if ahead else f" + {term} * page"
-            elif ahead and lines[at][last : last + 2] == " *":
-                term = f"({term})"
-            body += term
-        found.append(f"{head}\n\t{_rendered(body + lines[at][last:])}")
-        at = end
-    return found
-
-
-def _code(text: str) -> str:
-    """C without its strings."""
-    return re.sub(r'"(\\.|[^"\\\n])*"', '""', text)
-
-
-def _used(code: str) -> set[str]:
-    """Names of functions, and of what else has a section of its own, that the code mentions."""
-    code = re.sub(r"/\*.*?\*/", "", code, flags=re.DOTALL)
-    words = set(re.findall(r"\b(\w+)\(", code)) | set(re.findall(r"struct (\w+)", code))
-    return words | (set(re.findall(r"\w+", code)) & {"page", "failures", "thread_main"})
-
-
-def _sections(text: str) -> dict[str, str]:
-    parts = re.split(r"^/\*\*\* (\w+) \*/\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2]))
+        return [(index, loops(block)) for index, block in blocks]
 
 
 def from_record(path: Path) -> tuple[str, bool]:
-    """The C program of a recorded case, and whether it must find a fault. Raises CannotReproduce."""
+    """The C program of a record, and whether it must find a fault. Raises CannotReproduce."""
     head, events = load(path)
     try:
         made = Program(head, events)

@@ -459,13 +459,13 @@ def _actions() -> None:
     original = call.outcome
 
     @functools.wraps(original)
-    def told(function: Callable[..., object], *args: object) -> str:
+    def answered(function: Callable[..., object], *args: object) -> str:
         value = original(function, *args)
         if _recorder is None or _recorder.depth or _recorder.stopped:
             return value
         return outcome(_recorder, value, function, *args)
 
-    _replace(original, told)
+    _replace(original, answered)
 
     for function, why in (
         (threads.run_threads, "threads that race each other"),
