@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import syscalls
-from helpers.memory import huge_pages, mappings, sysv_segment
+from helpers.memory import files, huge_pages, mappings, sysv_segment
 from helpers.memory.kinds import MAPPING_KINDS
 from helpers.memory.region import Region
 from helpers.syscalls import PAGE
@@ -94,8 +94,7 @@ def mapping_of(kind: MemoryKind, units: int) -> Iterator[Region]:
     else:
         how, fd = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS, -1
         if kind.id == "secret":
-            fd = syscalls.syscall("memfd_secret", os.O_CLOEXEC)
-            os.ftruncate(fd, size)
+            fd = files.secret(size)
             how = syscalls.MAP_SHARED
         elif kind.id == "droppable":
             how = syscalls.MAP_DROPPABLE | syscalls.MAP_ANONYMOUS

@@ -18,9 +18,7 @@ from helpers.syscalls import PAGE
 def _object(kind: MemoryKind, size: int) -> int:
     """A new file that the kind is a mapping of; -1 for memory without one."""
     if kind.id == "secret":
-        fd = syscalls.syscall("memfd_secret", os.O_CLOEXEC)
-        os.ftruncate(fd, size)
-        return fd
+        return files.secret(size)
     if kind.id.startswith("memfd"):
         return files.memfd(size)
     if kind.id.startswith("file"):

@@ -17,6 +17,7 @@ HEADERS = {
     "string.h": r"str\w+|mem(set|cpy)", "sys/mman.h": r"m\w+", "sys/prctl.h": "prctl",
     "sys/resource.h": "prlimit|getrusage|rlim_t", "sys/shm.h": r"shm\w+",
     "sys/syscall.h": r"SYS_\w+", "linux/userfaultfd.h": r"UFFDIO_\w+", "sys/ioctl.h": "ioctl",
+    "sys/uio.h": "iovec", "linux/io_uring.h": "io_uring_params",
     "sys/wait.h": r"wait|waitpid|W[A-Z]+", "unistd.h": r"\w+",
     "sys/stat.h": "fchmod",
 }  # fmt: skip
@@ -52,6 +53,7 @@ CALLS: dict[str, Sequence[Any]] = {
     "shmdt": "a", "fallocate": "finn", "read": "fan", "prctl": (("one", _PR), "i", "i", "i", "i"),
     "remap_file_pages": ("a", "n", PROT, "i", MAP), "mseal": "ani", "write": "fan", "getpid": "",
     "exit": "i", "exit_group": "i", "fork": "", "ftruncate": "fn", "getppid": "",
+    "uring_create": "i", "uring_register": "fan", "uring_unregister": "f",
     "pkey_mprotect": ("a", "n", PROT, "i"),
 }  # fmt: skip
 BY_NUMBER = {"pkey_mprotect", "brk", "remap_file_pages", "mseal", "exit", "exit_group"}

@@ -195,6 +195,30 @@ static int uffd_register(int fd, char *addr, size_t size, unsigned long mode)
 	return ioctl(fd, UFFDIO_REGISTER, &range);
 }
 
+/*** uring_create */
+static int uring_create(unsigned int entries)
+{
+	struct io_uring_params params;
+
+	memset(&params, 0, sizeof(params));
+	return syscall(425 /* io_uring_setup */, entries, &params);
+}
+
+/*** uring_register */
+/* Pin a range as the fixed buffer of an instance. */
+static int uring_register(int fd, char *addr, size_t size)
+{
+	struct iovec buffer = { addr, size };
+
+	return syscall(427 /* io_uring_register */, fd, 0, &buffer, 1);
+}
+
+/*** uring_unregister */
+static int uring_unregister(int fd)
+{
+	return syscall(427 /* io_uring_register */, fd, 1, NULL, 0);
+}
+
 /*** fill_file */
 static long fill_file(int fd, int byte, size_t size, off_t offset)
 {

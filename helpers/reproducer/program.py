@@ -384,8 +384,11 @@ class Program:
     def _on_store(self, event: dict[str, Any], at: int) -> None:
         actor, data = self._actor(event), bytes.fromhex(event["data"])
         where = self._place(actor, event["addr"])
-        if data and data == data[:1] * len(data):
-            self._say(actor, f"memset({where}, {data[0]:#x}, {self._size(len(data))});")
+        same = list(re.finditer(rb"(.)\1*", data, re.DOTALL))
+        if len(same) <= 64:
+            for part in same:
+                there = self._place(actor, event["addr"] + part.start())
+                self._say(actor, f"memset({there}, {part[1][0]:#x}, {self._size(len(part[0]))});")
         elif len(data) <= 64:
             text = "".join(f"\\x{b:02x}" for b in data)
             self._say(actor, f'memcpy({where}, "{text}", {len(data)});')
@@ -512,6 +515,8 @@ class Program:
 
     def _on_rlimit(self, event: dict[str, Any], at: int) -> None:
         actor = self._actor(event)
+        if event["which"] == 4:  # RLIMIT_CORE: a case that is to crash leaves no core
+            return
         if event["which"] != 8:  # RLIMIT_MEMLOCK
             raise CannotReproduce("it sets a limit other than RLIMIT_MEMLOCK")
         of = "0"
@@ -622,6 +627,10 @@ class Program:
         if name == "munlockall" and not failed:
             actor.locks_all = False
         if name == "mmap" and not failed and self._fenced(actor, event, at):
+            return
+        if name == "uring_create" and not failed:
+            actor.fds[int(result, 0)] = made = self._name("ring")
+            self._set(actor, "int", made, f"MUST({self._call_text(actor, name, args)})")
             return
         if name == "userfaultfd" and not failed:
             actor.fds[int(result, 0)] = made = self._name("handler")
@@ -895,7 +904,7 @@ class Program:
         elif name == "mincore_count":
             call = "resident_pages({}, {})".format(*self._range(actor, data))
         elif name in ("status_kb", "rollup_kb"):
-            call = f'{name}({pid}, "{data["name"]}")'.replace("rollup_kb(", "rollup_kb(")
+            call = f'{name}({pid}, "{data.get("name", "Locked")}")'
         else:
             call = {"vmlck": "vmlck_pages", "vmlck_kb": "vmlck_kb", "locked_kb": "lo_kb"}[name]
             call += f"({pid})"

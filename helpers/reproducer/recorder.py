@@ -467,9 +467,12 @@ def _actions() -> None:
 
     _replace(original, answered)
 
+    for name in ("create", "register", "unregister"):
+        ring: Any = getattr(io_uring, name)
+        _replace(ring, _as_call(ring, f"uring_{name}"))
     for function, why in (
         (threads.run_threads, "threads that race each other"),
-        (io_uring.io_uring_instance, "io_uring"),
+        (io_uring.clone_buffers, "buffers of io_uring that are cloned"),
         (perf_event.open_dummy_event, "perf, whose allowance a user's rings have in common"),
         (special_mappings.remap_special_mappings, "the vdso, mapped anew"),
         (huge_pages.enable_thp, "transparent huge pages"),
@@ -482,6 +485,27 @@ def _actions() -> None:
 
 def _vforked(original: Callable[..., Any], note: Callable[..., Any]) -> Callable[..., Any]:
     return _whole(original, note)
+
+
+def _as_call(original: Any, name: str) -> Callable[..., Any]:
+    """A function that C has one for too: recorded as a system call is."""
+
+    @functools.wraps(original)
+    def made(*args: Any) -> Any:
+        recorder = _recorder
+        if recorder is None or recorder.depth or recorder.stopped:
+            return original(*args)
+        numbers = list(args) or [1]
+        try:
+            with recorder.within():
+                value = original(*args)
+        except OSError as error:
+            recorder.event("call", name=name, args=numbers, result=syscalls_errno(error))
+            raise
+        recorder.event("call", name=name, args=numbers, result=log.show_value(value or 0))
+        return value
+
+    return made
 
 
 def _impossible(original: Any, why: str) -> Callable[..., Any]:
