@@ -251,8 +251,10 @@ class Program:
         if kind == "v":
             if value == 0:
                 return "NULL"
-            there = self._find(actor, value)
-            return f"(unsigned char *)({self._place(actor, value)})" if there else "vector"
+            nobodys = value < 1 << 16 or value >= 1 << 47
+            if nobodys or self._find(actor, value):
+                return f"(unsigned char *)({self._place(actor, value)})"
+            return "vector"
         if kind == "n":
             found = self._find(actor, -value % _TOP, False) if value % _TOP > _TOP // 2 else None
             if found:
@@ -1000,7 +1002,7 @@ class Program:
                 code.append(f"\tBY({self.actors[index].name}) {{")
                 code += [indented(line, 2) for line in block]
                 code.append("\t}")
-        vector = "\tunsigned char vector[4096];\n\n" if "vector" in text else ""
+        vector = "\tstatic unsigned char vector[1 << 16];\n\n" if "vector" in text else ""
         needed = {"page", "failures", "verdict", "crashed", *names_used(text)}
         if not self.alone:
             needed |= {"actors"}
