@@ -21,7 +21,7 @@ from helpers.machine import timeouts
 from helpers.report import compare
 from helpers.report.files import InvalidResult
 from helpers.report.result import load
-from helpers.vm import virtme
+from helpers.vm import bisect, virtme
 from helpers.vm.apt import PackageCache
 from helpers.vm.cache import Cache
 from helpers.vm.cli import parse
@@ -33,6 +33,7 @@ from helpers.vm.rootfs import ensure_rootfs
 from helpers.vm.run import claimed, require_qemu, run
 
 USAGE = 4
+BISECT_WORDS = {bisect.GOOD: "good", bisect.BAD: "bad", bisect.SKIP: "cannot be judged"}
 Job = Callable[[Path], Outcome]
 
 
@@ -97,12 +98,16 @@ def verify(kernel: Kernel, config: GuestConfig, source: PackageCache, out: Path)
 
 def main(arguments: Sequence[str]) -> int:
     """Run the suite on each kernel, one after the other. Raises :class:`Problem`."""
-    options, theirs = parse(arguments)
+    try:
+        options, theirs = parse(arguments)
+        config = config_from_args(options, theirs)
+    except VmError as problem:
+        problem.everywhere = True
+        raise
     processes.default_signals(keep_job_control=True)
     if options.list:
         print("\n".join(f"debian:{suite}/{flavour}" for suite in SUITES for flavour in FLAVOURS))
         return 0
-    config = config_from_args(options, theirs)
     source = PackageCache(
         Cache(options.cache.expanduser().absolute()), options.mirror, options.refresh
     )
@@ -123,10 +128,18 @@ def main(arguments: Sequence[str]) -> int:
                 status(f"{label} ({number} of {len(todo)}) ...")
                 outcomes.append(job(folder))
                 report(outcomes[-1])
+    if options.bisect:
+        return bisected(*bisect.judge(outcomes[0]))
     if len(outcomes) > 1:
         comparison(outcomes)
     codes = [outcome.code for outcome in outcomes]
     return BROKEN if BROKEN in codes else next((code for code in codes if code), 0)
+
+
+def bisected(code: int, why: str) -> int:
+    """Say what git is told."""
+    status(f"bisect: {code} ({BISECT_WORDS.get(code, 'the bisection ends')}): {why}")
+    return code
 
 
 def comparison(outcomes: Iterable[Outcome]) -> None:
@@ -170,6 +183,8 @@ def command() -> int:
     try:
         return main(sys.argv[1:])
     except VmError as problem:
+        if "--bisect" in sys.argv:
+            return bisected(bisect.END if problem.everywhere else bisect.SKIP, str(problem))
         status(str(problem))
     except Interrupted as stopped:
         status(f"stopped by {signal.Signals(stopped.number).name}")

@@ -27,7 +27,8 @@ EXIT = """\
 exit code: pytest's own (0 nothing failed, 1 something did, …); 4 if nothing could be started, one
 line says why; 70 if a guest panicked, hung, ran out of time or lost its pytest to a signal, or its
 results could not be kept; 128+N if signal N ended us. With several kernels 70 comes first, then the
-first code that is not 0."""
+first code that is not 0. With --bisect: 0 verified, 1 failed or deviates, 125 anything else about
+this kernel (did not boot, a case was not verified), 255 a command line that is wrong for each."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "cpus": (1, 64),
@@ -94,6 +95,10 @@ def parser() -> tuple[Parser, dict[str, bool]]:
         run.add_argument("--fetch-only", action="store_true", help="fill the cache and stop"),
         run.add_argument(
             "--refresh", action="store_true", help="fetch again what is in the cache"
+        ),
+        run.add_argument(
+            "--bisect", action="store_true",
+            help="judge one KERNEL by the cases named, for git bisect run",
         ),
         run.add_argument(
             "--timeout", type=float, default=1800, metavar="S",
@@ -178,6 +183,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]
             "no KERNEL given: a path, a folder or a name such as debian:trixie, before pytest's "
             "options (--help says more)"
         )
+    if options.bisect and (len(options.kernels) != 1 or not theirs):
+        raise VmError("--bisect wants one KERNEL and the ids of cases behind it")
     for name, (low, high) in RANGES.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= high:

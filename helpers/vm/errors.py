@@ -5,7 +5,14 @@ import sys
 
 
 class VmError(Exception):
-    """Nothing could be started; the message is one line that says what and how to mend it."""
+    """Nothing could be started; the message is one line that says what and how to mend it.
+
+    ``everywhere``: no other kernel would fare better.
+    """
+
+    def __init__(self, message: str, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 def status(text: str) -> None:

@@ -41,7 +41,7 @@ ROOM = 1 << 20
 def require_qemu(arch: Arch) -> None:
     """Raise :class:`Problem` if what emulates this architecture is not installed."""
     if not shutil.which(arch.qemu):
-        raise VmError(f"{arch.qemu} is not there: apt install {arch.package}")
+        raise VmError(f"{arch.qemu} is not there: apt install {arch.package}", everywhere=True)
 
 
 def run(kernel: Kernel, config: GuestConfig, source: PackageCache, out: Path) -> Outcome:

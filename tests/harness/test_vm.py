@@ -436,6 +436,47 @@ def test_several_kernels_are_compared(bench):
     assert "broken (1):" in done.stdout
 
 
+BISECTED = {
+    "good": (("a", Verdict.VERIFIED), "mark end 0", 0, "good): 1 verified"),
+    "failed": (("a", Verdict.FAILED), "mark end 1", 1, "bad): failed: tests/calls/test_a.py::a"),
+    "deviates": (("a", Verdict.DEVIATES), "mark end 0", 1, "bad): deviates:"),
+    "skipped": (("a", Verdict.NOT_VERIFIED), "mark end 0", 125, "cannot be judged): not verified"),
+    "inconclusive": (("a", Verdict.INCONCLUSIVE), "mark end 0", 125, "cannot be judged)"),
+    "no such case": ((), "mark end 4", 125, "cannot be judged)"),
+    "panic": ((), f"echo '{PANIC}'", 125, "the guest panicked"),
+}
+
+
+@pytest.mark.parametrize("name", BISECTED)
+def test_bisect_judges_a_kernel(bench, name):
+    """With --bisect a guest is 0, 1 or 125 for git bisect run, and a line says why."""
+    case, ending, code, said = BISECTED[name]
+    if case:
+        writer = result.ResultWriter(bench.folder / "made", [])
+        writer.finish(
+            [CaseResult(f"tests/calls/test_a.py::{case[0]}", "calls", verdict=case[1])], 0
+        )
+        with tarfile.open(bench.folder / "made.tar", "w") as tar:
+            tar.add(writer.path, "result.json")
+        ending += f'; cat {bench.folder}/made.tar >"$R"'
+    bench.qemu(f"mark init x; mark pytest; {ending}")
+    done = bench.run("--bisect", bench.kernel, "-q")
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_bisect_skips_a_kernel_and_ends_at_a_wrong_command_line(bench):
+    """A kernel that was not built is skipped; what would go wrong with each ends the bisection."""
+    done = bench.run("--bisect", bench.folder / "no-bzImage", "-q")
+    assert done.returncode == 125, done.stderr
+    for words in (("--bisect", bench.kernel), ("--bisect", "--cpus", 0, bench.kernel, "-q")):
+        done = bench.run(*words)
+        assert done.returncode == 255, done.stderr
+        assert "the bisection ends" in done.stderr
+    done = bench.run("--bisect", bench.kernel, "-q", path="/nowhere")
+    assert done.returncode == 255, done.stderr
+
+
 # The parts.
 
 
