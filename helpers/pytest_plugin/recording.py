@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
             ) from None
 
 
+_own_pid = os.getpid()
+
+
 def record_of(folder: Path, nodeid: str) -> Path:
     """The file that a case is recorded in."""
     return folder / f"{zlib.crc32(nodeid.encode()):08x}.jsonl"
@@ -40,7 +44,8 @@ def record_of(folder: Path, nodeid: str) -> Path:
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item):  # type: ignore[no-untyped-def]
     folder = item.config.getoption("--record-calls", None)
-    if folder:
+    # A case that is skipped is not forked: pytest's own process is never recorded.
+    if folder and os.getpid() != _own_pid:
         from helpers.reproducer import recorder
 
         path = record_of(Path(folder), item.nodeid)

@@ -35,7 +35,8 @@ def _names(prefix: str, *leave_out: str) -> dict[int, str]:
 NEW = {
     "MAP_DROPPABLE", "MAP_FIXED_NOREPLACE", "MADV_COLD", "MADV_PAGEOUT", "MADV_POPULATE_READ",
     "MADV_POPULATE_WRITE", "MADV_DONTNEED_LOCKED", "MADV_COLLAPSE", "MADV_GUARD_INSTALL",
-    "MADV_GUARD_REMOVE", "MREMAP_DONTUNMAP", "MLOCK_ONFAULT", "MCL_ONFAULT", "PROT_GROWSDOWN",
+    "MADV_GUARD_REMOVE", "MREMAP_DONTUNMAP", "MLOCK_ONFAULT", "MCL_ONFAULT",
+    "PR_GET_MEMORY_MERGE", "PR_SET_MEMORY_MERGE", "PROT_GROWSDOWN",
 }  # fmt: skip
 """Constants that a C library's headers may be too old for."""
 PROT = _names("PROT_", "PROT_RW", "PROT_NONE")
